@@ -1,0 +1,35 @@
+"""The rows: module names below this package, in the order of the table."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.result import Result, Settings
+
+ROWS = {
+    "overhead": "time per optimizer step over a hand-written loop",
+    "language": "tokens per second and peak memory on sequences of different lengths",
+    "saving": "time that the loop is held by a save",
+    "evaluation": "memory that an evaluation takes",
+    "resume": "samples read to continue in the middle of an epoch",
+    "imports": "time to import the trainer on top of torch",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question and the function that answers it."""
+
+    name: str
+    devices: tuple[str, ...]
+    measure: Callable[[Settings], list[Result]]
+
+
+def row(name: str) -> Row:
+    """Import the row `name`."""
+    if name not in ROWS:
+        raise SystemExit(f"got row {name!r}, expected one of: {', '.join(ROWS)}")
+    module = importlib.import_module(f"benchmarks.rows.{name}")
+    return Row(name, module.DEVICES, module.measure)

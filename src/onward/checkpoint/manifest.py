@@ -1,0 +1,172 @@
+"""The manifest of a checkpoint: which files it has, how long each is and what its bytes hash to.
+
+It is written last and names everything before it, so a checkpoint with a manifest that agrees is whole. Files that
+others add later (a model card, an evaluation) are not in it and are no damage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onward.checkpoint import layout
+from onward.errors import BrokenCheckpoint
+
+FORMAT = 1
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a whole checkpoint consists of, and which run made it at which optimizer step."""
+
+    run: str
+    step: int
+    saved_at: float
+    """Seconds since the epoch, by the clock of the machine that wrote it."""
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(record.size for record in self.files.values())
+
+
+def seal(folder: Path, run: str, step: int) -> Manifest:
+    """Flush every file under `folder` to disk, then write and flush the manifest that names them all."""
+    files: dict[str, FileRecord] = {}
+    folders = {folder}
+    for path in _files_under(folder):
+        files[path.relative_to(folder).as_posix()] = _hash_file(path, flush=True)
+        folders.update(parent for parent in path.parents if folder in parent.parents)
+    manifest = Manifest(run=run, step=step, saved_at=time.time(), files=files)
+    write_flushed(folder / layout.MANIFEST, _encode(manifest))
+    for each in sorted(folders, reverse=True):
+        flush_folder(each)
+    return manifest
+
+
+def read(folder: Path) -> Manifest | None:
+    """Return the manifest of a checkpoint, or None when it has none.
+
+    Raises:
+        BrokenCheckpoint: it has one that cannot be trusted (not JSON, altered, or of a newer format).
+    """
+    try:
+        text = (folder / layout.MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise BrokenCheckpoint(f"{folder}: {layout.MANIFEST} cannot be read ({error})") from error
+    try:
+        return _decode(text)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokenCheckpoint(f"{folder}: {layout.MANIFEST} {_describe(text, error)}") from error
+
+
+def compare(folder: Path, manifest: Manifest, deep: bool = True) -> list[str]:
+    """Return what differs between a folder and its manifest, one line per file; an empty list means whole.
+
+    With `deep=False` only names and sizes are compared, which reads no file.
+    """
+    problems = []
+    for name, record in manifest.files.items():
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size != record.size:
+                problems.append(f"{name} has {size} bytes, expected {record.size}")
+            elif deep and _hash_file(path).sha256 != record.sha256:
+                problems.append(f"{name} has the right size but its content was altered (hash differs)")
+        except FileNotFoundError:
+            problems.append(f"{name} is missing")
+        except OSError as error:
+            problems.append(f"{name} cannot be read ({error})")
+    return problems
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a new or renamed name in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """Write a small file and flush it to disk."""
+    with open(path, "wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _files_under(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / layout.MANIFEST:
+            yield path
+
+
+def _hash_file(path: Path, flush: bool = False) -> FileRecord:
+    digest = hashlib.sha256()
+    size = 0
+    with open(path, "rb", buffering=0) as handle:
+        buffer = memoryview(bytearray(_CHUNK))
+        while count := handle.readinto(buffer):
+            digest.update(buffer[:count])
+            size += count
+        if flush:
+            os.fsync(handle.fileno())
+    return FileRecord(size, digest.hexdigest())
+
+
+def _encode(manifest: Manifest) -> bytes:
+    body: dict[str, Any] = {
+        "format": manifest.format,
+        "run": manifest.run,
+        "step": manifest.step,
+        "saved_at": manifest.saved_at,
+        "files": {name: {"size": r.size, "sha256": r.sha256} for name, r in manifest.files.items()},
+    }
+    # A flipped bit in the step or the run id would send rotation and resume astray, so the manifest vouches for itself.
+    body["self"] = _digest(body)
+    return (json.dumps(body, indent=1) + "\n").encode()
+
+
+def _decode(text: bytes) -> Manifest:
+    body = json.loads(text)
+    claimed = body.pop("self")
+    if body["format"] != FORMAT:
+        raise ValueError(f"has format {body['format']!r}, this version of onward reads format {FORMAT}")
+    if claimed != _digest(body):
+        raise ValueError("was altered (its own hash differs)")
+    files = {str(name): FileRecord(int(r["size"]), str(r["sha256"])) for name, r in body["files"].items()}
+    return Manifest(str(body["run"]), int(body["step"]), float(body["saved_at"]), files)
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _describe(text: bytes, error: Exception) -> str:
+    if not text:
+        return "is empty"
+    if isinstance(error, ValueError) and str(error).startswith(("has ", "was ")):
+        return str(error)
+    return f"is not readable as a manifest ({type(error).__name__}: {error})"

@@ -1,0 +1,166 @@
+"""Random numbers that a data set or collator draws.
+
+Augmentation usually draws from the global generators of torch, numpy and Python. Who fetches a sample (this process,
+one of two workers, a prefetcher, a resumed run) must not change what it draws, and the draws must not move the stream
+that the model's dropout uses. So each sample gets global generators that are seeded from (seed, epoch, position), and
+afterwards the stream of the process is put back as it was.
+
+In a worker process that is simply done for every sample. In the training process it would cost as much as a small
+model's step, and most data sets draw nothing: there, samples are fetched as they are, and only if a generator
+has moved are they fetched again under their own seeds, from then on always so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import random
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+T = TypeVar("T")
+Streams = tuple[torch.Tensor, Any, Any]
+Mark = tuple[bytes, Any, Any]
+
+_STATE_BYTES = 4 * 625  # MT19937, numpy's and Python's: 624 words and the position
+
+
+def key_of(*parts: int) -> int:
+    """A 64-bit seed from a tuple of integers, without the correlations that sums and products would have."""
+    text = ":".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def seed_streams(key: int) -> None:
+    """Seed the global CPU generators of torch, numpy and Python."""
+    torch.default_generator.manual_seed(key)
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)
+
+
+def capture() -> Streams:
+    """The states of the global CPU generators."""
+    return torch.default_generator.get_state(), random.getstate(), np.random.get_state()
+
+
+def restore(streams: Streams) -> None:
+    """Put the global CPU generators back to `capture()`'s states."""
+    torch.default_generator.set_state(streams[0])
+    random.setstate(streams[1])
+    np.random.set_state(streams[2])
+
+
+def to_plain(streams: Streams) -> dict[str, Any]:
+    """JSON-able form of `capture()`'s states."""
+    torch_state, (version, words, gauss), (name, keys, position, has_gauss, cached) = streams
+    return {
+        "torch": torch_state.numpy().tobytes().hex(),
+        "python": [version, list(words), gauss],
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, cached],
+    }
+
+
+def from_plain(plain: dict[str, Any]) -> Streams:
+    """`to_plain`'s inverse."""
+    version, words, gauss = plain["python"]
+    name, keys, position, has_gauss, cached = plain["numpy"]
+    return (
+        torch.frombuffer(bytearray.fromhex(plain["torch"]), dtype=torch.uint8),
+        (version, tuple(words), gauss),
+        (name, np.array(keys, dtype=np.uint32), position, has_gauss, cached),
+    )
+
+
+def _numpy_generator() -> Any:
+    return np.random.mtrand._rand._bit_generator
+
+
+def _python_memory() -> int | None:
+    """Where Python's global generator keeps its state, if it does so as CPython's is known to.
+
+    ``random.getstate()`` makes a tuple of 625 integers, which takes 12 µs; a copy of the memory less than one.
+    """
+    generator = getattr(random, "_inst", None)
+    if generator is None or type(generator).__basicsize__ < object.__basicsize__ + _STATE_BYTES:
+        return None
+    address = id(generator) + object.__basicsize__
+    _, words, _ = random.getstate()
+    expected = np.array([words[-1], *words[:-1]], dtype=np.uint32).tobytes()
+    return address if ctypes.string_at(address, _STATE_BYTES) == expected else None
+
+
+_PYTHON_MEMORY = _python_memory() if sys.implementation.name == "cpython" else None
+
+
+def mark() -> Mark:
+    """A cheap picture of the global CPU generators: equal to another one exactly if nothing was drawn in between."""
+    numpy_state: Any
+    python_state: Any
+    if _PYTHON_MEMORY is None:
+        python_state = random.getstate()
+    else:  # normal numbers come in pairs, of which the second is kept beside the words
+        python_state = ctypes.string_at(_PYTHON_MEMORY, _STATE_BYTES), random._inst.gauss_next  # type: ignore[attr-defined]
+    # numpy's get_state() takes 35 µs, a copy of the generator's memory less than one.
+    generator = _numpy_generator()
+    if type(generator) is np.random.MT19937:
+        numpy_state = ctypes.string_at(generator.ctypes.state_address, _STATE_BYTES)
+    else:
+        numpy_state = np.random.get_state()
+    return torch.default_generator.get_state().numpy().tobytes(), python_state, numpy_state
+
+
+def rewind(to: Mark) -> None:
+    """Put the global CPU generators back to where `mark()` saw them."""
+    torch_state, python_state, numpy_state = to
+    torch.default_generator.set_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
+    if _PYTHON_MEMORY is None:
+        random.setstate(python_state)
+    else:
+        words, random._inst.gauss_next = python_state  # type: ignore[attr-defined]
+        ctypes.memmove(_PYTHON_MEMORY, words, len(words))
+    if isinstance(numpy_state, bytes):
+        ctypes.memmove(_numpy_generator().ctypes.state_address, numpy_state, len(numpy_state))
+    else:
+        np.random.set_state(numpy_state)
+
+
+def protected(work: Callable[[], T]) -> T:
+    """Run `work` and put the global generators back as they were."""
+    streams = capture()
+    try:
+        return work()
+    finally:
+        restore(streams)
+
+
+class Watch:
+    """Runs pieces of data work so that what they draw is a function of the keys they are given."""
+
+    def __init__(self, draws: bool | None = None) -> None:
+        """`draws`: whether the work is known to draw (`True`), known not to (`False`), or to be found out (`None`)."""
+        self.draws = draws
+
+    def run(self, plain: Callable[[], T], seeded: Callable[[], T], *, in_worker: bool = False) -> T:
+        """Run `plain`; if that moved a global generator, forget its result and run `seeded`.
+
+        Args:
+            plain: the work as it is.
+            seeded: the same work, calling `seed_streams` before each piece.
+            in_worker: this is a loader worker, which has no stream of its own to protect.
+        """
+        if self.draws is False:
+            return plain()
+        if in_worker:
+            return seeded()
+        if self.draws is None:
+            before = mark()
+            result = plain()
+            if mark() == before:
+                return result
+            rewind(before)
+            self.draws = True
+        return protected(seeded)

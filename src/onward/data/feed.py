@@ -1,0 +1,178 @@
+"""A training loader, seen as epochs of micro-batches that a run can enter anywhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from onward.data.batches import MicroBatches
+from onward.data.draws import Streams, capture, from_plain, key_of, mark, restore, rewind, seed_streams, to_plain
+from onward.data.fetch import Samples
+from onward.data.loader import Share, TrainLoader, adopt_loader
+from onward.data.pieces import Limit, Pieces, cut, size_of
+
+logger = logging.getLogger(__name__)
+
+
+class Feed:
+    """Gives the loop its micro-batches.
+
+    Loaders that the user built are rebuilt from their parts where that is possible; any other iterable is taken as
+    it is and replayed on resume.
+    """
+
+    def __init__(self, loader: Any, share: Share, move: Callable[[Any], Any]) -> None:
+        """`loader`: what `get_train_dataloader` returned; `move` puts a batch on the training device."""
+        self.share = share
+        native = loader if isinstance(loader, TrainLoader) else adopt_loader(loader, share, move)
+        self.loader: Any = loader if native is None else native
+        self._native = native
+        self._given = 0
+        self._limit: Limit | None = None
+        self._collates_again = False
+        self._epoch_streams: Streams | None = None
+        self._restored: dict[str, Any] | None = None
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Any]:
+        """Iterate over the micro-batches of an epoch, leaving out the first `skip`."""
+        restored, self._restored = self._restored, None
+        if restored is not None and skip:
+            # Samplers may have drawn the order from the global generators when the epoch began.
+            restore(restored["epoch_streams"])
+        self._epoch_streams = capture()
+        if self._native is None:
+            _set_epoch(self.loader, epoch)
+            batches = self._isolated(epoch)
+            whole = batches if self._limit is None else map(_whole, batches)
+            return self._counted(_drop(whole, skip), skip)
+        self._native.set_epoch(epoch)
+        left = self._native.enter(skip, (restored or {}).get("stream"))
+        native = iter(self._native) if self._limit is None else self._native.pieces()
+        return self._counted(_drop(native, left), skip)
+
+    @property
+    def has_index(self) -> bool:
+        """Whether the data is map-style, in a loader that can be entered anywhere without reading what lies before."""
+        return self._native is not None and isinstance(self._native.dataset, Samples)
+
+    @property
+    def epoch_streams(self) -> Streams | None:
+        """The states of the global CPU generators at the begin of the epoch that is being given out."""
+        return self._epoch_streams
+
+    def limit(self, limit: Limit) -> None:
+        """Give out micro-batches as `Pieces` of at most `limit` samples, from the next epoch on."""
+        self._limit = limit
+        self._collates_again = self._native is not None and self._native.limit_pieces(limit)
+
+    def cut(self, pieces: Pieces, limit: int) -> Pieces:
+        """The same micro-batch in pieces of at most `limit` samples: collated anew where its samples are known.
+
+        Raises:
+            DataError: it cannot be cut.
+        """
+        if all(size_of(piece) <= limit for piece in pieces):
+            return pieces
+        if self._collates_again and pieces.indices is not None:
+            assert self._native is not None
+            return self._native.collate_again(pieces.indices, limit)
+        smaller = Pieces(part for piece in pieces for part in cut(piece, limit))
+        smaller.indices = pieces.indices
+        return smaller
+
+    def weights(self, count: int) -> list[float]:
+        """What the mean losses of the `count` micro-batches given last count for, beside those of other processes."""
+        batches = None if self._native is None else self._native.batch_sampler
+        if self.share.world_size == 1 or not isinstance(batches, MicroBatches):
+            return [1.0] * count
+        return [batches.weight(number) for number in range(self._given - count, self._given)]
+
+    def _counted(self, batches: Iterator[Any], skipped: int) -> Iterator[Any]:
+        self._given = skipped
+        for batch in batches:
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this process needs to enter the epoch again where it stands now, JSON-able."""
+        stream = None if self._native is None else self._native.stream_state()
+        return {
+            "epoch_streams": to_plain(self._epoch_streams or capture()),
+            "stream": None if stream is None else _pack(stream),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Prepare the next call of `epoch` to go on from `state`."""
+        stream = state["stream"]
+        self._restored = {
+            "epoch_streams": from_plain(state["epoch_streams"]),
+            "stream": None if stream is None else _unpack(stream),
+        }
+
+    def _isolated(self, epoch: int) -> Iterator[Any]:
+        # The first batch comes from the stream as it is, because samplers draw the order there.
+        iterator = iter(self.loader)
+        number = 0
+        while True:
+            before = mark()
+            if number:
+                seed_streams(key_of(self.share.seed, epoch, number, self.share.rank))
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                if number:
+                    rewind(before)
+            number += 1
+            yield batch
+
+
+def _whole(batch: Any) -> Pieces:
+    return Pieces([batch])
+
+
+def _pack(state: dict[str, Any]) -> str:
+    """Text form of a stream's state, which may hold tensors."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _unpack(text: str) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True)
+    return state
+
+
+def _drop(batches: Iterator[Any], count: int) -> Iterator[Any]:
+    if not count:
+        yield from batches
+        return
+    logger.warning(
+        "Resuming: this data cannot be entered in the middle, so %s micro-batches are pulled and dropped.", f"{count:,}"
+    )
+    begin = last = time.monotonic()
+    for number in range(1, count + 1):
+        if next(batches, None) is None:
+            return
+        now = time.monotonic()
+        if now - last > 10:
+            last = now
+            left = (now - begin) / number * (count - number)
+            logger.warning("Resuming: dropped %s of %s micro-batches, about %.0f s left.", number, count, left)
+    logger.warning("Resuming: dropped %s micro-batches in %.1f s.", count, time.monotonic() - begin)
+    yield from batches
+
+
+def _set_epoch(loader: Any, epoch: int) -> None:
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(epoch)
+    inner: Any = getattr(getattr(loader, "batch_sampler", None), "batch_sampler", None)
+    if hasattr(inner, "set_epoch"):
+        inner.set_epoch(epoch)

@@ -1,0 +1,150 @@
+"""Fetching and collating samples by index, with draws that depend on their place alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from onward.data.batches import Indices
+from onward.data.draws import Watch, key_of, seed_streams
+from onward.data.pieces import Limit, Pieces, spans
+
+_COLLATE = -1  # stands in for the position in the key of a collator's draws
+
+
+class Fetched(list[Any]):
+    """The samples of one micro-batch, remembering which they are."""
+
+    def __init__(self, samples: list[Any], indices: Indices) -> None:
+        super().__init__(samples)
+        self.indices = indices
+
+
+def never_draws(dataset: Any) -> bool | None:
+    """`False` if the data set is of a kind that draws no random numbers, `None` if that must be found out."""
+    if isinstance(dataset, Subset):
+        return never_draws(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return False if all(never_draws(part) is False for part in dataset.datasets) else None
+    if isinstance(dataset, TensorDataset | list | tuple):
+        return False
+    formatting = getattr(dataset, "format", None)
+    if type(dataset).__module__.startswith("datasets.") and isinstance(formatting, dict):
+        return None if formatting.get("type") == "custom" else False
+    return None
+
+
+class Samples(Dataset[Any]):
+    """A map-style data set as the training loader sees it: whole micro-batches, each sample under its own seed."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        """`seed`: the seed of the data order."""
+        self.dataset = dataset
+        self.seed = seed
+        self.watch = Watch(never_draws(dataset))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.dataset[index]
+
+    def __getattr__(self, name: str) -> Any:
+        # People look at `loader.dataset.column_names` and the like.
+        if name.startswith("__") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitems__(self, indices: list[int]) -> Fetched:
+        """Fetch one micro-batch."""
+        if not isinstance(indices, Indices):
+            indices = Indices(list(indices))
+        in_worker = torch.utils.data.get_worker_info() is not None
+        samples = self.watch.run(partial(self._plain, indices), partial(self._seeded, indices), in_worker=in_worker)
+        return Fetched(samples, indices)
+
+    def _plain(self, indices: Indices) -> list[Any]:
+        fetch_many = getattr(self.dataset, "__getitems__", None)
+        if fetch_many is not None:
+            return list(fetch_many(list(indices)))
+        return [self.dataset[i] for i in indices]
+
+    def _seeded(self, indices: Indices) -> list[Any]:
+        samples = []
+        for offset, index in enumerate(indices):
+            seed_streams(key_of(self.seed, indices.epoch, indices.position + offset))
+            samples.append(self.dataset[index])
+        return samples
+
+
+_PURE_COLLATORS = frozenset(
+    {
+        "default_data_collator",
+        "default_collate",
+        "DataCollatorWithPadding",
+        "DataCollatorForSeq2Seq",
+        "DataCollatorForTokenClassification",
+        "DataCollatorWithFlattening",
+        "DefaultDataCollator",
+    }
+)
+
+
+def collator_never_draws(collator: Any) -> bool | None:
+    """`False` for collators known to draw nothing, `None` where that must be found out."""
+    inner = getattr(collator, "data_collator", None)  # ours that drops columns
+    if inner is not None:
+        return collator_never_draws(inner)
+    home = getattr(collator, "__module__", "").partition(".")[0]
+    name = getattr(collator, "__name__", type(collator).__name__)
+    return False if home in ("onward", "torch", "transformers") and name in _PURE_COLLATORS else None
+
+
+class Collate:
+    """A collator whose draws (masks, noise) depend on the place of its micro-batch alone."""
+
+    def __init__(self, collator: Callable[[list[Any]], Any], samples: Samples) -> None:
+        self.collator = collator
+        self.samples = samples
+        self.watch = Watch(collator_never_draws(collator))
+        self.limit: Limit | None = None
+        """Set where micro-batches are to be given out as `Pieces`, cut to this many samples."""
+
+    def __call__(self, fetched: list[Any]) -> Any:
+        """Collate one micro-batch."""
+        if self.limit is None or not isinstance(fetched, Fetched):
+            return self._collate(fetched)
+        return self._pieces(fetched, self.limit.get())
+
+    def again(self, indices: Indices, limit: int) -> Pieces:
+        """Fetch the samples of a micro-batch anew and collate them in pieces of at most `limit`."""
+        return self._pieces(self.samples.__getitems__(indices), limit)
+
+    def _pieces(self, fetched: Fetched, limit: int) -> Pieces:
+        whole = fetched.indices
+        pieces = Pieces()
+        pieces.indices = whole
+        for begin, end in spans(len(fetched), limit or None):
+            place = Indices(whole[begin:end], whole.epoch, whole.position + begin, whole.phantom)
+            pieces.append(self._collate(Fetched(fetched[begin:end], place)))
+        return pieces
+
+    def _collate(self, fetched: list[Any]) -> Any:
+        if not isinstance(fetched, Fetched) or self.watch.draws is False:
+            return self.collator(list(fetched))
+        in_worker = torch.utils.data.get_worker_info() is not None
+        # A first, plain attempt may empty the samples (collators pop keys); the second one then needs new ones.
+        fetch_again = self.watch.draws is None and not in_worker
+        return self.watch.run(
+            partial(self.collator, list(fetched)), partial(self._seeded, fetched, fetch_again), in_worker=in_worker
+        )
+
+    def _seeded(self, fetched: Fetched, fetch_again: bool) -> Any:
+        indices = fetched.indices
+        samples = list(self.samples.__getitems__(indices) if fetch_again else fetched)
+        seed_streams(key_of(self.samples.seed, indices.epoch, indices.position, _COLLATE))
+        return self.collator(samples)

@@ -1,0 +1,217 @@
+"""The training loader: a torch `DataLoader` that can be entered anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler
+
+from onward.data.batches import GivenBatches, MicroBatches
+from onward.data.fetch import Collate, Samples
+from onward.data.order import EpochShuffle
+from onward.data.pieces import Limit, Pieces
+from onward.data.streams import Carried, Start, Stream, StreamCollate, Track, is_idle
+
+_WORKER_OPTIONS = (
+    "num_workers",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+    "in_order",
+)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the data this process trains on, and in what order."""
+
+    seed: int
+    """Seed of the data order and of draws inside the data set."""
+    rank: int = 0
+    world_size: int = 1
+
+
+class TrainLoader(DataLoader[Any]):
+    """Micro-batches of one process, epoch after epoch, from any micro-batch on.
+
+    Samples draw random numbers that depend on (seed, epoch, position) alone; indices that are skipped are not fetched.
+    """
+
+    def __init__(self, dataset: Samples | Stream, *, move: Callable[[Any], Any] | None = None, **options: Any) -> None:
+        """`move` puts a batch on the training device; `options` are `DataLoader`'s."""
+        super().__init__(dataset, **options)
+        self.move = move
+        self._track = Track(max(1, self.num_workers))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        source = self.dataset if isinstance(self.dataset, Stream) else self.batch_sampler
+        source.set_epoch(epoch)  # type: ignore[union-attr]
+        data = self.dataset.dataset  # type: ignore[attr-defined]
+        if isinstance(self.dataset, Samples) and hasattr(data, "set_epoch"):
+            data.set_epoch(epoch)
+
+    def enter(self, batches: int, stream_state: dict[str, Any] | None = None) -> int:
+        """Make the next iteration begin behind `batches` micro-batches of the epoch.
+
+        Args:
+            batches: micro-batches of this process to leave out.
+            stream_state: what `stream_state()` returned there, for a stream.
+
+        Returns:
+            How many micro-batches the caller still has to pull and drop (0 unless loader workers had run dry).
+        """
+        if not isinstance(self.dataset, Stream):
+            self.batch_sampler.skip = batches  # type: ignore[union-attr]
+            return 0
+        if not batches:
+            return 0
+        workers = max(1, self.num_workers)
+        if stream_state is None and workers == 1:
+            per_batch = self.dataset.batch_size * self.dataset.world_size
+            self.dataset.starts = {0: Start(batches * per_batch)}
+            return 0
+        if stream_state is None or stream_state["workers"] != workers or not stream_state["in_turn"]:
+            return batches
+        self._track = Track(**stream_state)
+        self.dataset.starts = self._track.starts()
+        if workers == 1:
+            self.dataset.starts[0].idle_first = False
+        return 0
+
+    def stream_state(self) -> dict[str, Any] | None:
+        """What `enter` needs to begin behind the last micro-batch given out; `None` for data with an index."""
+        stream = self.dataset
+        if not isinstance(stream, Stream):
+            return None
+        if not self.num_workers:
+            self._track.samples, self._track.states = {0: stream.pulled}, {0: stream.state()}
+        return self._track.state_dict()
+
+    def limit_pieces(self, limit: Limit) -> bool:
+        """From now on let `pieces` cut micro-batches to `limit`; returns whether they are collated anew for it."""
+        if not isinstance(self.collate_fn, Collate):
+            return False
+        self.collate_fn.limit = limit
+        return True
+
+    def collate_again(self, indices: Any, limit: int) -> Pieces:
+        """A micro-batch that was given out, fetched anew and in pieces of at most `limit` samples."""
+        assert isinstance(self.collate_fn, Collate)
+        return self._moved(self.collate_fn.again(indices, limit))
+
+    def pieces(self) -> Iterator[Pieces]:
+        """Iterate as always, but over micro-batches as `Pieces`."""
+        for batch in self._batches():
+            yield self._moved(batch)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch in self._batches():
+            if isinstance(batch, Pieces):
+                yield from self._moved(batch)
+            else:
+                yield batch if self.move is None else self.move(batch)
+
+    def _moved(self, batch: Any) -> Pieces:
+        pieces = Pieces(batch if isinstance(batch, Pieces) else [batch])
+        pieces.indices = getattr(batch, "indices", None)
+        if self.move is not None:
+            pieces[:] = map(self.move, pieces)
+        return pieces
+
+    def _batches(self) -> Iterator[Any]:
+        track = self._track
+        batches = super().__iter__()
+        if isinstance(self.dataset, Stream) and self.num_workers:
+            self.dataset.starts = {}  # the workers have their copies; this one would start the next epoch there too
+        try:
+            for batch in batches:
+                if isinstance(batch, Carried):
+                    batch = track.take(batch)
+                    if is_idle(batch):
+                        continue
+                else:
+                    track.batches += 1
+                yield batch
+        finally:
+            if self._track is track:  # a generator of an earlier epoch may be collected late
+                self._track = Track(max(1, self.num_workers))
+
+
+def build_loader(
+    dataset: Any,
+    collator: Callable[[list[Any]], Any],
+    sampler: Sampler[Any] | None,
+    share: Share,
+    *,
+    batch_size: int,
+    drop_last: bool = False,
+    **options: Any,
+) -> TrainLoader:
+    """Make the training loader.
+
+    Args:
+        dataset: map-style or iterable data.
+        collator: list of samples → batch.
+        sampler: order of the indices, the same on every process, or batches of indices made for this one; `None` for
+            iterable data.
+        share: which part of the data is this process's.
+        batch_size: samples per micro-batch and process.
+        drop_last: leave out the samples at the end of an epoch that do not fill a micro-batch on every process.
+        options: of `TrainLoader`: `move`, and those of `DataLoader` for its workers.
+    """
+    if isinstance(dataset, IterableDataset):
+        stream = Stream(
+            dataset, share.seed, batch_size, drop_last=drop_last, rank=share.rank, world_size=share.world_size
+        )
+        return TrainLoader(
+            stream, batch_size=batch_size, drop_last=drop_last,
+            collate_fn=StreamCollate(collator, stream), **options,
+        )  # fmt: skip
+    samples = Samples(dataset, share.seed)
+    if isinstance(sampler, BatchSampler) or hasattr(sampler, "effective_batch_size"):
+        batches: Any = GivenBatches(cast("Sampler[list[int]]", sampler), rank=share.rank)
+    else:
+        if isinstance(sampler, RandomSampler) and not isinstance(sampler, EpochShuffle):
+            sampler = EpochShuffle(sampler, share.seed)
+        order: Any = sampler if sampler is not None else range(len(dataset))
+        batches = MicroBatches(order, batch_size, drop_last=drop_last, rank=share.rank, world_size=share.world_size)
+    return TrainLoader(samples, batch_sampler=batches, collate_fn=Collate(collator, samples), **options)
+
+
+def adopt_loader(loader: Any, share: Share, move: Callable[[Any], Any]) -> TrainLoader | None:
+    """Rebuild a plain `DataLoader` that the user made, so that a run can enter it anywhere.
+
+    Returns `None` for anything whose iteration may be more than its parts (a subclass, a custom iterable, batches made
+    by the data set itself, one process dispatching to the others).
+    """
+    base = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper
+    if type(base) is not DataLoader or type(loader).__name__ not in ("DataLoader", "DataLoaderShard"):
+        return None
+    if base.batch_size is None and base.batch_sampler is None:
+        return None
+    options = {name: getattr(base, name) for name in _WORKER_OPTIONS}
+    if base.generator is not None:
+        options["generator"] = base.generator
+    if isinstance(base.dataset, IterableDataset):
+        stream = Stream(base.dataset, share.seed, base.batch_size or 1)
+        return TrainLoader(
+            stream, move=move, batch_size=base.batch_size, drop_last=base.drop_last,
+            collate_fn=StreamCollate(base.collate_fn, stream), **options,
+        )  # fmt: skip
+    samples = Samples(base.dataset, share.seed)
+    batches: Any = GivenBatches(cast("Sampler[list[int]]", base.batch_sampler), rank=share.rank)
+    return TrainLoader(
+        samples, move=move, batch_sampler=batches, collate_fn=Collate(base.collate_fn, samples), **options
+    )
+
+
+def order_seed(data_seed: int | None) -> int:
+    """The seed of the data order: `data_seed`, else the seed that torch's global generator was last given."""
+    return torch.random.initial_seed() if data_seed is None else data_seed

@@ -1,0 +1,238 @@
+"""Iterable data sets: draws that depend on the place in the stream, and resuming without replay where the data can.
+
+A stream that has `state_dict` and `load_state_dict` is resumed from its state, one state per loader worker. Any other
+is
+replayed: its samples are pulled and dropped up to the place where the run stood.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from onward.data.draws import key_of, mark, rewind, seed_streams
+
+logger = logging.getLogger(__name__)
+
+_OPENING = -2  # stands in for the position in the key of what a stream draws before its first sample
+_COLLATE = -1
+
+
+@dataclass
+class Start:
+    """Where one worker's copy of a stream begins."""
+
+    samples: int = 0
+    """Samples that this copy has already given, to this process or another."""
+    state: dict[str, Any] | None = None
+    """The stream's own state there; `None` to replay up to it."""
+    idle_first: bool = False
+    """Whether this worker sits out the first round, so that the turns of the workers go on where they stood."""
+
+
+@dataclass
+class Carried:
+    """A batch on its way from a worker, with what it takes to resume behind it."""
+
+    batch: Any
+    worker: int
+    samples: int
+    state: dict[str, Any] | None
+
+
+class _Idle:
+    """Stands in for a sample of a round that a worker sits out."""
+
+
+def is_stateful(dataset: Any) -> bool:
+    """Whether a stream's state says all that is needed to go on from it.
+
+    `datasets` has no state for what lies in a shuffle buffer, so such a stream has to be replayed.
+    """
+    if not (callable(getattr(dataset, "state_dict", None)) and callable(getattr(dataset, "load_state_dict", None))):
+        return False
+    return not _has_shuffle_buffer(getattr(dataset, "_ex_iterable", None))
+
+
+def _has_shuffle_buffer(examples: Any) -> bool:
+    if examples is None:
+        return False
+    if type(examples).__name__ == "BufferShuffledExamplesIterable":
+        return True
+    inner = [getattr(examples, "ex_iterable", None), *(getattr(examples, "ex_iterables", None) or ())]
+    return any(_has_shuffle_buffer(part) for part in inner)
+
+
+class Stream(IterableDataset[Any]):
+    """An iterable data set as the training loader sees it.
+
+    With several processes each one pulls the whole stream and keeps its slice of every round of
+    ``world_size * batch_size`` samples, unless the data set can be split into as many shards.
+    """
+
+    def __init__(
+        self, dataset: Any, seed: int, batch_size: int, *, drop_last: bool = False, rank: int = 0, world_size: int = 1
+    ) -> None:
+        shards = getattr(dataset, "num_shards", 0)
+        if world_size > 1 and hasattr(dataset, "shard") and shards >= world_size:
+            dataset, rank, world_size = dataset.shard(num_shards=world_size, index=rank), 0, 1
+        self.dataset = dataset
+        self.seed = seed
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.stateful = is_stateful(dataset)
+        self.starts: dict[int, Start] = {}
+        self.pulled = 0
+        self._passes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the pass that the next iteration is."""
+        self.epoch = epoch
+        self._passes = 0
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def state(self) -> dict[str, Any] | None:
+        """The data set's own state behind the last sample pulled, if it has one that says all."""
+        return self.dataset.state_dict() if self.stateful else None
+
+    def __iter__(self) -> Iterator[Any]:
+        info = torch.utils.data.get_worker_info()
+        worker = 0 if info is None else info.id
+        # Persistent workers keep their copy of this object, which then has to count the passes itself.
+        epoch = self.epoch + self._passes
+        if self._passes and hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+        self._passes += 1
+        start = self.starts.pop(worker, None) or Start()
+        if start.idle_first:
+            yield from [_Idle] * self.batch_size
+        yield from self._slices(self._samples(start, epoch, worker))
+
+    def _samples(self, start: Start, epoch: int, worker: int) -> Iterator[Any]:
+        key = (self.seed, epoch, worker)
+        skip = start.samples
+        self.pulled = 0
+        if start.state is not None:
+            self.dataset.load_state_dict(start.state)
+            self.pulled, skip = start.samples, 0
+        if skip:
+            logger.warning(
+                f"Resuming: this stream has no state to go on from, so its first {skip:,} samples are pulled and "
+                "dropped."
+            )
+        began = last = time.monotonic()
+        iterator = self._apart(lambda: iter(self.dataset), key_of(*key, _OPENING))
+        while True:
+            try:
+                sample = self._apart(lambda: next(iterator), key_of(*key, self.pulled))
+            except StopIteration:
+                return
+            self.pulled += 1
+            if self.pulled > skip:
+                yield sample
+            elif (now := time.monotonic()) - last > 10:
+                last = now
+                left = (now - began) / self.pulled * (skip - self.pulled)
+                logger.warning(f"Resuming: dropped {self.pulled:,} of {skip:,} samples, about {left:.0f} s left.")
+
+    @staticmethod
+    def _apart(work: Callable[[], Any], key: int) -> Any:
+        # A sample of a stream cannot be pulled twice, so there is no finding out first whether it draws.
+        before = mark()
+        seed_streams(key)
+        try:
+            return work()
+        finally:
+            rewind(before)
+
+    def _slices(self, samples: Iterator[Any]) -> Iterator[Any]:
+        if self.world_size == 1:
+            yield from samples
+            return
+        size = self.batch_size * self.world_size
+        chunk: list[Any] = []
+        for sample in samples:
+            chunk.append(sample)
+            if len(chunk) == size:
+                yield from chunk[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+                chunk = []
+        if chunk and not self.drop_last:
+            # All processes must take part in every step; with fewer samples than processes one is used twice.
+            each, extra = divmod(len(chunk), self.world_size)
+            begin = self.rank * each + min(self.rank, extra)
+            yield from chunk[begin : begin + each + (1 if self.rank < extra else 0)] or chunk[:1]
+
+
+class StreamCollate:
+    """Collates samples of a stream; in a worker it sends along what it takes to resume behind them."""
+
+    def __init__(self, collator: Callable[[list[Any]], Any], stream: Stream) -> None:
+        self.collator = collator
+        self.stream = stream
+
+    def __call__(self, samples: list[Any]) -> Any:
+        """Collate one micro-batch."""
+        info = torch.utils.data.get_worker_info()
+        worker = 0 if info is None else info.id
+        if samples and samples[0] is _Idle:
+            return Carried(_Idle, worker, 0, None)
+        stream = self.stream
+        key = key_of(stream.seed, stream.epoch, worker, stream.pulled, _COLLATE)
+        batch = stream._apart(lambda: self.collator(samples), key)
+        return batch if info is None else Carried(batch, worker, stream.pulled, stream.state())
+
+
+@dataclass
+class Track:
+    """Follows the batches that leave the loader, to know where each worker's copy of the stream stands."""
+
+    workers: int
+    batches: int = 0
+    in_turn: bool = True
+    """Whether every batch came from the worker whose turn it was, that is, none has run dry."""
+    samples: dict[int, int] = field(default_factory=dict)
+    states: dict[int, dict[str, Any] | None] = field(default_factory=dict)
+
+    def take(self, carried: Carried) -> Any:
+        """Note a batch and unwrap it; returns `_Idle` for a round sat out."""
+        if carried.batch is not _Idle:
+            self.in_turn &= carried.worker == self.batches % self.workers
+            self.batches += 1
+            self.samples[carried.worker] = carried.samples
+            self.states[carried.worker] = carried.state
+        return carried.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a later run needs to begin behind the last batch."""
+        return {
+            "workers": self.workers,
+            "batches": self.batches,
+            "in_turn": self.in_turn,
+            "samples": dict(self.samples),
+            "states": dict(self.states),
+        }
+
+    def starts(self) -> dict[int, Start]:
+        """Where each worker begins, so that the next batch is the one behind the last."""
+        turn = self.batches % self.workers
+        return {w: Start(self.samples.get(w, 0), self.states.get(w), idle_first=w < turn) for w in range(self.workers)}
+
+
+def is_idle(batch: Any) -> bool:
+    """Whether this stands for a round that a worker sat out."""
+    return batch is _Idle

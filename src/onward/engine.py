@@ -1,0 +1,193 @@
+"""The only room that knows accelerate: devices, processes, precision."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from onward.errors import NotSupported, UsageError
+from onward.speed.compiling import BLOCKS, missing_compiler
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+def create_accelerator(args: Any, model: nn.Module | None) -> Accelerator:
+    """Make the accelerator that a run trains with.
+
+    Gradient accumulation is the loop's own business, so accelerate is told that there is none.
+
+    Args:
+        args: training arguments.
+        model: decides the default of ``find_unused_parameters``.
+
+    Raises:
+        UsageError: contradictory accumulation settings.
+        NotSupported: DeepSpeed or FSDP is asked for.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
+
+    _ = args.device  # sets up the processes, which resets accelerate's state: it must come first
+    settings = args.accelerator_config.to_dict()
+    accumulation = dict(settings.pop("gradient_accumulation_kwargs", None) or {})
+    if "num_steps" in accumulation:
+        if args.gradient_accumulation_steps > 1:
+            raise UsageError(
+                f"Accumulation is set twice: accelerator_config's num_steps is {accumulation['num_steps']} and "
+                f"gradient_accumulation_steps is {args.gradient_accumulation_steps}. Set only "
+                "gradient_accumulation_steps."
+            )
+        args.gradient_accumulation_steps = accumulation["num_steps"]
+    accumulation["num_steps"] = 1
+
+    loader_names = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler", "non_blocking")
+    loaders = DataLoaderConfiguration(**{k: settings.pop(k) for k in loader_names if k in settings})
+    loaders.data_seed = args.data_seed
+
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        dataloader_config=loaders,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(**accumulation),
+        kwargs_handlers=[_ddp_settings(args, model)],
+        dynamo_plugin=_compilation(args),
+    )
+    # A stock transformers.TrainingArguments asks in its own attributes, a launcher through accelerate's state.
+    asked_by_args = getattr(args, "deepspeed", None) or getattr(args, "fsdp_plugin_args", None)
+    state = accelerator.state
+    if asked_by_args or getattr(state, "deepspeed_plugin", None) or getattr(state, "fsdp_plugin", None):
+        raise NotSupported(
+            "onward trains on one device or with DistributedDataParallel; DeepSpeed or FSDP was asked for by the "
+            "arguments or the launcher. Launch without them (accelerate launch --multi_gpu, or torchrun)."
+        )
+    return accelerator
+
+
+def _compilation(args: Any) -> Any:
+    """How accelerate compiles the model; `None` where it does not, or cannot."""
+    if not args.torch_compile:
+        return None
+    from accelerate.utils import TorchDynamoPlugin
+
+    if lack := missing_compiler(args.torch_compile_backend, args.device.type):
+        logger.warning("torch_compile is not used: %s. Install it, or set torch_compile=False.", lack)
+        return None
+    if args.torch_compile_mode == BLOCKS:
+        return TorchDynamoPlugin(backend=args.torch_compile_backend, use_regional_compilation=True)
+    return TorchDynamoPlugin(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+
+
+def allow_precision(precision: str) -> None:
+    """Forget accelerate's precision if it is another one: it is fixed for the process, but trials may differ in it."""
+    from accelerate.state import AcceleratorState
+
+    if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+        AcceleratorState._reset_state()
+
+
+def _ddp_settings(args: Any, model: nn.Module | None) -> Any:
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    find_unused = args.ddp_find_unused_parameters
+    if find_unused is None:
+        # Looking for unused parameters breaks activation checkpointing, and models of transformers have none.
+        checkpointing = getattr(model, "is_activation_checkpointing", None)
+        if checkpointing is None:  # its name before transformers 5
+            checkpointing = getattr(model, "is_gradient_checkpointing", None)
+        find_unused = True if checkpointing is None else not (checkpointing or args.activation_checkpointing)
+    given = {
+        "bucket_cap_mb": args.ddp_bucket_cap_mb,
+        "broadcast_buffers": args.ddp_broadcast_buffers,
+        "static_graph": args.ddp_static_graph,
+    }
+    return DistributedDataParallelKwargs(
+        find_unused_parameters=find_unused, **{k: v for k, v in given.items() if v is not None}
+    )
+
+
+def gather_function(accelerator: Accelerator, use_gather_object: bool) -> Callable[[Any], Any]:
+    """accelerate's gathering that drops the duplicates which filled up the last batch."""
+    gather: Callable[..., Any] = accelerator.gather_for_metrics
+    if "use_gather_object" in inspect.signature(gather).parameters:
+        return functools.partial(gather, use_gather_object=use_gather_object)
+    return gather
+
+
+def sums_over_processes(accelerator: Accelerator) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """A function that sums a tensor over processes, or `None` if there is only one."""
+    if accelerator.num_processes == 1:
+        return None
+
+    def add(value: torch.Tensor) -> torch.Tensor:
+        summed: torch.Tensor = accelerator.reduce(value.to(accelerator.device), reduction="sum")
+        return summed
+
+    return add
+
+
+def mover(accelerator: Accelerator, non_blocking: bool) -> Callable[[Any], Any] | None:
+    """A function that puts a batch on the training device; `None` on CPU, where batches already are."""
+    if accelerator.device.type == "cpu":
+        return None
+    from accelerate.utils import send_to_device
+
+    return functools.partial(send_to_device, device=accelerator.device, non_blocking=non_blocking)
+
+
+def is_gathered_by_dispatch(accelerator: Accelerator) -> bool:
+    """Whether accelerate itself splits or dispatches batches, which only its own loaders can do."""
+    return bool(accelerator.dispatch_batches or accelerator.split_batches)
+
+
+def place(data: Any, device: torch.device) -> Any:
+    """Move the tensors in nested mappings and sequences to `device`."""
+    if isinstance(data, torch.Tensor):
+        return data if data.device == device else data.to(device)
+    if isinstance(data, dict):
+        return type(data)({k: place(v, device) for k, v in data.items()})
+    if hasattr(data, "items") and hasattr(data, "keys"):  # BatchEncoding and other mappings
+        return type(data)({k: place(v, device) for k, v in data.items()})
+    if isinstance(data, tuple | list):
+        if hasattr(data, "_fields"):
+            return type(data)(*(place(v, device) for v in data))
+        return type(data)(place(v, device) for v in data)
+    return data
+
+
+def backward(accelerator: Accelerator, loss: torch.Tensor, options: dict[str, Any]) -> None:
+    """Run backward through the accelerator, or past it where it would only divide the loss by 1 before."""
+    passes_on = (
+        not options
+        and "backward" not in vars(accelerator)  # people put their own in its place
+        and type(accelerator).__module__ == "accelerate.accelerator"
+        and accelerator.scaler is None
+        and accelerator.gradient_accumulation_steps == 1
+        and str(getattr(accelerator.distributed_type, "value", "")) in ("NO", "MULTI_CPU", "MULTI_GPU")
+    )
+    loss.backward() if passes_on else accelerator.backward(loss, **options)  # type: ignore[no-untyped-call]
+
+
+def unwrapped(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """The module below DDP and compile wrappers."""
+    module: nn.Module = accelerator.unwrap_model(model, keep_torch_compile=False)
+    return module
+
+
+def empty_cache() -> None:
+    """Give cached memory of the accelerator back to the driver."""
+    if torch.accelerator.is_available():
+        torch.accelerator.memory.empty_cache()
+
+
+def devices_of(model: nn.Module) -> set[str]:
+    """Accelerators that a model was spread over when it was loaded; empty for a model on one device."""
+    places = getattr(model, "hf_device_map", None) or {}
+    return {str(place) for place in places.values() if place not in ("cpu", "disk")}

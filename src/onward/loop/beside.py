@@ -1,0 +1,173 @@
+"""The asynchronous half of saving: copy the state, let the writer put the copy on disk while training goes on."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onward.arguments import option
+from onward.checkpoint import layout, parts, ranks, store, weights
+from onward.checkpoint.failures import is_storage_failure
+from onward.checkpoint.record import RunRecord, new_run_id
+from onward.checkpoint.snapshot import NotCopyableError, Snapshot
+from onward.checkpoint.staging import Staging
+from onward.checkpoint.writer import Writer
+
+if TYPE_CHECKING:
+    from onward.hooks.checkpointing import CheckpointHooks
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SaveDesk:
+    """What a trainer remembers between saves."""
+
+    writer: Writer = field(default_factory=Writer)
+    failures_in_a_row: int = 0
+    run: str = field(default_factory=new_run_id)
+    failed: list[tuple[str, Exception]] = field(default_factory=list)
+    committed: deque[Path] = field(default_factory=partial(deque, maxlen=64))
+    """Not yet taken by `_committed_saves`; bounded, because nobody has to take them."""
+    unsettled: int = 0
+    """Saves that were committed and that `settle_saves` has not heard of yet."""
+    best_before: dict[str, str | None] = field(default_factory=dict)
+    told_why: str | None = None
+    just_failed: bool = False
+
+
+@dataclass(frozen=True)
+class SaveJob:
+    """One save: where to, and what is not in the hooks' files."""
+
+    target: Path
+    record: RunRecord
+    rng: list[dict[str, Any]]
+    limit: int | None
+    best: Path | None
+
+
+@dataclass(frozen=True)
+class _Copies:
+    """Everything that the writer puts into files; nothing in it changes when training goes on."""
+
+    snapshot: Snapshot
+    write_model: Callable[[Path, Any], None]
+    scheduler: Any
+    scaler: Any
+    state: Any
+    training_args: bytes
+    tokenizer: Any
+
+
+def hand_over(host: CheckpointHooks, job: SaveJob) -> bool:
+    """Copy the state and let the writer save it; False where that cannot be (then nothing has happened)."""
+    accepted = True
+    if host.args.should_save:
+        desk = host._desk()
+        try:
+            copies = _copy_state(host)
+        except (NotCopyableError, MemoryError) as reason:
+            if str(reason) != desk.told_why:
+                desk.told_why = str(reason)
+                level = logging.WARNING if isinstance(reason, MemoryError) else logging.INFO
+                logger.log(level, "This checkpoint is saved synchronously: %s.", reason)
+            accepted = False
+    if not all(ranks.everyone(accepted)):
+        return False
+    if host.args.should_save:
+        desk.writer.submit(job.target, partial(_save_beside, job, copies))
+    return True
+
+
+def _copy_state(host: CheckpointHooks) -> _Copies:
+    args = host.args
+    model = host._model_to_save()
+    model_state, write_model = _model_to_write(host, model)
+    optimizer = None if args.save_only_model else host.optimizer.state_dict()
+    scaler = None if args.save_only_model else getattr(host.accelerator, "scaler", None)
+    state = copy.copy(host.state)
+    state.log_history = list(state.log_history)
+    state.stateful_callbacks = copy.deepcopy(state.stateful_callbacks)
+    return _Copies(
+        snapshot=host._desk().writer.buffers.copy((model_state, optimizer)),
+        write_model=write_model,
+        scheduler=None if args.save_only_model else copy.deepcopy(host.lr_scheduler.state_dict()),
+        scaler=None if scaler is None else scaler.state_dict(),
+        state=state,
+        training_args=parts.pickled(args),
+        tokenizer=tokenizer_of(host),
+    )
+
+
+def _model_to_write(host: CheckpointHooks, model: Any) -> tuple[Any, Callable[[Path, Any], None]]:
+    """Return the weights to copy, and what writes the copy.
+
+    Raises:
+        NotCopyableError: the model's own way of saving may look at the live weights.
+    """
+    if not weights.can_save_a_copy(model):
+        raise NotCopyableError(f"a {type(model).__name__} decides itself what to save")
+    limit = option(host.args, "max_shard_size")
+
+    def write(folder: Path, copied: Any) -> None:
+        weights.save_weights(model, folder, copied, limit)
+
+    return model.state_dict(), write
+
+
+def _save_beside(job: SaveJob, copies: _Copies) -> None:
+    """Runs in the writer's thread."""
+    try:
+        copies.snapshot.wait()
+        staging = Staging.create(job.target)
+        try:
+            _write_copies(job, copies, staging.path)
+            staging.commit(job.record.run, job.record.step)
+        except BaseException:
+            staging.discard()
+            raise
+    except Exception as error:
+        if is_storage_failure(error):
+            logger.error("The checkpoint %s could not be saved: %s", job.target, error)
+        raise
+    rotate(job)
+
+
+def _write_copies(job: SaveJob, copies: _Copies, folder: Path) -> None:
+    model_state, optimizer = copies.snapshot.tree
+    copies.write_model(folder, model_state)
+    if copies.tokenizer is not None:
+        copies.tokenizer.save_pretrained(folder)
+    (folder / layout.TRAINING_ARGS).write_bytes(copies.training_args)
+    if optimizer is not None:
+        parts.write_torch(optimizer, folder / layout.OPTIMIZER)
+        parts.write_torch(copies.scheduler, folder / layout.SCHEDULER)
+        if copies.scaler is not None:
+            parts.write_torch(copies.scaler, folder / layout.SCALER)
+        for rank, states in enumerate(job.rng):
+            parts.write_torch(states, folder / layout.rng_name(rank, len(job.rng)))
+    copies.state.save_to_json(os.fspath(folder / layout.TRAINER_STATE))
+    job.record.write(folder)
+
+
+def rotate(job: SaveJob) -> None:
+    """Delete old checkpoints after `job` was committed; that this fails does not make the save a failed one."""
+    try:
+        store.rotate(job.target.parent, job.limit, job.record.run, keep=job.target, best=job.best)
+    except OSError as error:
+        logger.error("Old checkpoints in %s could not be deleted: %s", job.target.parent, error)
+
+
+def tokenizer_of(host: CheckpointHooks) -> Any:
+    """Return what is saved beside the model: the processing class, or else the collator's tokenizer."""
+    if host.processing_class is not None:
+        return host.processing_class
+    return getattr(host.data_collator, "tokenizer", None)

@@ -1,0 +1,190 @@
+"""Building loaders and samplers from a trainer's settings, and finding the batch of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
+
+from onward import engine
+from onward.arguments import option
+from onward.data.feed import Feed
+from onward.data.loader import Share, build_loader, order_seed
+from onward.data.order import EpochShuffle, LengthGroupedSampler, has_length, sample_lengths
+from onward.errors import DataError, UsageError
+from onward.leaving import ignore_signals
+from onward.plan import RunLength, RunPlan, make_plan
+from onward.speed.packing import PackedBatches
+
+if TYPE_CHECKING:
+    from onward.hooks.base import TrainerBase
+
+
+def worker_options(args: Any) -> dict[str, Any]:
+    """`DataLoader` options that the arguments set."""
+    return {
+        "num_workers": args.dataloader_num_workers,
+        "worker_init_fn": ignore_signals,
+        # Without an accelerator there is nothing to pin for, and torch warns.
+        "pin_memory": args.dataloader_pin_memory and torch.accelerator.is_available(),
+        "persistent_workers": args.dataloader_persistent_workers,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        "multiprocessing_context": getattr(args, "dataloader_multiprocessing_context", None),
+        "in_order": getattr(args, "dataloader_in_order", True),
+    }
+
+
+def share_of(host: TrainerBase) -> Share:
+    """Which part of the training data this process sees."""
+    args = host.args
+    return Share(seed=order_seed(args.data_seed), rank=args.process_index, world_size=max(1, args.world_size))
+
+
+def training_loader(
+    host: TrainerBase, dataset: Any, collator: Any, batch_size: int, sampler_fn: Callable[[Any], Any] | None
+) -> Any:
+    """onward's own training loader, or accelerate's where it splits or dispatches the batches itself."""
+    args = host.args
+    if has_length(dataset) and len(dataset) == 0:
+        raise DataError("The training data is empty: it has 0 samples, expected at least one. Check how it is loaded.")
+    sampler = None if isinstance(dataset, IterableDataset) or sampler_fn is None else sampler_fn(dataset)
+    if engine.is_gathered_by_dispatch(host.accelerator):
+        batching: dict[str, Any] = {
+            "batch_size": batch_size,
+            "drop_last": args.dataloader_drop_last,
+            "sampler": sampler,
+        }
+        return host.accelerator.prepare(DataLoader(dataset, collate_fn=collator, **batching, **worker_options(args)))
+    return build_loader(
+        dataset,
+        collator,
+        sampler,
+        share_of(host),
+        batch_size=batch_size,
+        drop_last=args.dataloader_drop_last,
+        move=engine.mover(host.accelerator, args.dataloader_pin_memory),
+        **worker_options(args),
+    )
+
+
+def evaluation_loader(
+    host: TrainerBase, dataset: Any, collator: Any, batch_size: int, sampler_fn: Callable[[Any], Any] | None
+) -> Any:
+    """A loader for evaluation, made by accelerate, which fills up and later drops the end of the set over processes."""
+    options: dict[str, Any] = {"batch_size": batch_size, "collate_fn": collator, **worker_options(host.args)}
+    if not isinstance(dataset, IterableDataset):
+        options["drop_last"] = host.args.dataloader_drop_last
+        options["sampler"] = sampler_fn(dataset) if sampler_fn is not None else None
+    return host.accelerator.prepare(DataLoader(dataset, **options))
+
+
+def train_sampler(host: TrainerBase, dataset: Any) -> Sampler[Any]:
+    """The sampler that `train_sampling_strategy` names, or packed batches of its order.
+
+    Raises:
+        UsageError: packing lacks a setting that it needs.
+    """
+    args, sampler = host.args, _order(host, dataset)
+    packing, limit = option(args, "packing"), option(args, "max_tokens_per_batch")
+    if packing is None and limit is None:
+        return sampler
+    # With padding, a batch filled up to a number of tokens could be many times as large.
+    if packing is None or limit is None or option(args, "padding_free") is not True:
+        raise UsageError(
+            f"packing={packing!r} with max_tokens_per_batch={limit} and "
+            f"padding_free={option(args, 'padding_free')!r} cannot work: samples are packed by packing='bfd', up to "
+            "max_tokens_per_batch, with padding_free=True. Set all three, or none."
+        )
+    if isinstance(sampler, RandomSampler):
+        sampler = EpochShuffle(sampler, order_seed(args.data_seed))
+    lengths = sample_lengths(dataset, args.length_column_name, _main_input(host))
+    return PackedBatches(sampler, lengths, limit, rank=args.process_index, world_size=max(1, args.world_size))
+
+
+def _order(host: TrainerBase, dataset: Any) -> Sampler[Any]:
+    args = host.args
+    strategy = args.train_sampling_strategy
+    if strategy == "sequential":
+        return SequentialSampler(dataset)
+    if strategy == "group_by_length":
+        lengths = sample_lengths(dataset, args.length_column_name, _main_input(host))
+        # Several processes must agree on the order, so theirs cannot come from a generator that each has for itself.
+        generator = torch.Generator().manual_seed(order_seed(args.data_seed)) if args.world_size > 1 else None
+        return LengthGroupedSampler(lengths, args.train_batch_size * args.gradient_accumulation_steps, generator)
+    if strategy == "batch_rebalance":
+        raise UsageError(
+            "train_sampling_strategy='batch_rebalance' is not offered by onward. Use 'group_by_length', or "
+            "padding_free=True, "
+            "which wastes nothing on padding."
+        )
+    return RandomSampler(dataset)
+
+
+def eval_sampler(host: TrainerBase, dataset: Any) -> Sampler[Any] | None:
+    """The sampler for evaluation; `None` in several processes, where accelerate shards the data."""
+    args = host.args
+    if args.train_sampling_strategy == "group_by_length":
+        lengths = sample_lengths(dataset, args.length_column_name, _main_input(host))
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return LengthGroupedSampler(lengths, args.eval_batch_size, torch.Generator().manual_seed(seed))
+    return SequentialSampler(dataset) if args.world_size <= 1 else None
+
+
+def _main_input(host: TrainerBase) -> str | None:
+    names = getattr(host.processing_class, "model_input_names", None)
+    return names[0] if names else None
+
+
+def plan_run(host: TrainerBase, loader: Any, args: Any) -> RunPlan:
+    """The counts of a run over `loader`.
+
+    Raises:
+        UsageError: the data is empty, or has no length and `max_steps` is not set.
+    """
+    length = _length(loader)
+    if length == 0:
+        raise UsageError(
+            "The training data is empty: its loader gives 0 batches. "
+            f"Check the data set (and dataloader_drop_last={args.dataloader_drop_last})."
+        )
+    return make_plan(
+        RunLength(args.max_steps, args.num_train_epochs),
+        micro_batch_size=host._train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        world_size=max(1, args.world_size),
+        batches_per_epoch=length,
+        num_examples=host.num_examples(loader) if length else None,
+    )
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except (TypeError, AttributeError, NotImplementedError):
+        return None
+
+
+def batch_at(host: TrainerBase, step: int) -> list[Any]:
+    """The collated micro-batches of optimizer step `step` (from 1) on this process.
+
+    Raises:
+        UsageError: the run has no such step.
+    """
+    loader = host.get_train_dataloader()
+    plan = plan_run(host, loader, host.args)
+    if not 1 <= step <= plan.max_steps:
+        raise UsageError(f"batch_at({step}): this run has the steps 1 to {plan.max_steps}.")
+    epoch, in_epoch = divmod(step - 1, plan.steps_per_epoch)
+    feed = Feed(loader, share_of(host), engine.mover(host.accelerator, False) or _same)
+    from onward.data.draws import protected
+
+    return protected(
+        lambda: list(islice(feed.epoch(epoch, in_epoch * plan.accumulation), plan.batches_in_step(in_epoch)))
+    )
+
+
+def _same(batch: Any) -> Any:
+    return batch

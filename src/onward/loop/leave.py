@@ -1,0 +1,115 @@
+"""Leaving a run early, so that it can go on exactly from there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from onward.arguments import option
+from onward.checkpoint import parts
+from onward.errors import Preempted
+from onward.leaving import Leaving, parse_signals
+from onward.loop.undo import Start
+
+if TYPE_CHECKING:
+    from onward.hooks.base import TrainerBase
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluationLeft(Exception):
+    """An evaluation was given up, because the run has to end. It is made up for after a resume."""
+
+
+def watch(host: TrainerBase) -> Leaving:
+    """What notices signals and the time limit while this run trains."""
+    limit = option(host.args, "max_train_seconds")
+    return Leaving(parse_signals(option(host.args, "preemption_signals")), limit)
+
+
+def leave_if_asked(host: TrainerBase, model: Any, trial: Any) -> None:
+    """At a step boundary: save and leave, if a signal or the time limit asks for it.
+
+    Raises:
+        Preempted: the run is saved; its exit code is `preemption_exit_code`.
+        KeyboardInterrupt: the same, after Ctrl-C.
+    """
+    if host._leaving is not None and host._leaving.due():
+        save_and_leave(host, model, trial)
+
+
+def leave_inside(host: TrainerBase, model: Any, trial: Any, is_first: bool) -> Callable[[], None] | None:
+    """At the start of a step of several micro-batches: a function to be called between them.
+
+    It takes the step back to this start and leaves, if a signal or the time limit asks for it.
+
+    Args:
+        host: the trainer.
+        model: the model as it is called.
+        trial: of a search.
+        is_first: whether the step is the first one of its epoch, which a resume enters before the order is drawn.
+
+    Returns:
+        None where the samples of the step cannot be had again (a stream): then the step is finished first.
+    """
+    leaving, feed = host._leaving, host.feed
+    if leaving is None or feed is None or not feed.has_index:
+        return None
+    start = Start(host, streams=feed.epoch_streams if is_first else None)
+
+    def leave() -> None:
+        if leaving.due():
+            start.undo(host, model)
+            save_and_leave(host, model, trial)
+
+    return leave
+
+
+def leave_evaluation_if_asked(host: TrainerBase) -> None:
+    """Behind an evaluation batch: give the evaluation up, if a signal or the time limit asks for it."""
+    if host.is_in_train and host._leaving is not None and host._leaving.due():
+        raise EvaluationLeft
+
+
+def evaluate_or_leave(host: TrainerBase, model: Any, trial: Any, ignore_keys: list[str] | None) -> dict[str, float]:
+    """Evaluate; if the run has to end meanwhile, save as things stood before, with the evaluation still due."""
+    generators = parts.rng_states(distributed=False)
+    logged = len(host.state.log_history)
+    try:
+        return host._evaluate(trial, ignore_keys)
+    except EvaluationLeft:
+        parts.restore_rng_states(generators)
+        del host.state.log_history[logged:]
+        host._due_after_resume = {"evaluate": True, "save": bool(host.control.should_save)}
+        save_and_leave(host, model, trial)
+        raise AssertionError("save_and_leave does not return") from None
+
+
+def save_and_leave(host: TrainerBase, model: Any, trial: Any) -> None:
+    """Save unless this step is saved already, wait until it is on disk, and leave."""
+    leaving, step = host._leaving, host.state.global_step
+    assert leaving is not None
+    if host._saved_step != step or host._due_after_resume:
+        save(host, model, trial)
+    host._flush_saves()
+    logger.warning(
+        "Left at step %d, because %s. The run is saved; go on with trainer.train(resume_from_checkpoint=True).",
+        step,
+        leaving.reason,
+    )
+    if leaving.interrupted:
+        raise KeyboardInterrupt
+    raise Preempted(option(host.args, "preemption_exit_code"))
+
+
+def save(host: TrainerBase, model: Any, trial: Any) -> None:
+    """Save a checkpoint and tell the callbacks."""
+    began = time.monotonic()
+    host._save_checkpoint(model, trial)
+    if not host._save_just_failed():
+        host._saved_step = host.state.global_step
+        host.control = host.callback_handler.on_save(host.args, host.state, host.control)
+    if host._leaving is not None:
+        host._leaving.save_seconds = time.monotonic() - began

@@ -1,0 +1,59 @@
+"""Opening the shortcuts of a run: what of a trainer speaks against them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onward import engine, model_setup
+from onward.arguments import option
+from onward.speed.shortcuts import Shortcuts
+
+if TYPE_CHECKING:
+    from onward.hooks.base import TrainerBase
+
+_STEP_HOOKS = ("compute_loss", "training_step", "_prepare_inputs", "_prepare_input")
+
+
+def open_shortcuts(host: TrainerBase, face: type) -> Shortcuts | None:
+    """The shortcuts of a run, or None if none was asked for.
+
+    Args:
+        host: the trainer.
+        face: the class whose hooks of the step are onward's own.
+
+    Raises:
+        UsageError: one was asked for with True and cannot be taken.
+    """
+    packs, chunks = option(host.args, "padding_free"), option(host.args, "chunked_loss")
+    if not (packs or chunks):
+        return None
+    model = engine.unwrapped(host.accelerator, host.model)
+    shortcuts = Shortcuts(model, model_setup.without_peft(model), packs, chunks)
+    for shortcut in (shortcuts.packing, shortcuts.chunking):
+        if shortcut.open and (reason := _against(host, face, shortcut.name)):
+            shortcut.close(reason)
+    if shortcuts.packing.open or shortcuts.chunking.open:
+        shortcuts.look()
+    return shortcuts
+
+
+def _against(host: TrainerBase, face: type, name: str) -> str | None:
+    """What of the trainer speaks against a shortcut."""
+    model = engine.unwrapped(host.accelerator, host.model)
+    base = model_setup.without_peft(model)
+    if not (model_setup.is_causal_language_model(model) and model_setup.loss_shifts_labels(base)):
+        return f"{type(base).__name__} is no causal language model of transformers"
+    for hook in _STEP_HOOKS:
+        if hook in vars(host) or getattr(type(host), hook) is not getattr(face, hook):
+            return f"{type(host).__name__}.{hook} is overridden and may look at batches or logits"
+    if host.compute_loss_func is not None:
+        return "compute_loss_func wants the logits"
+    if host.label_smoother is not None:
+        return "label_smoothing_factor wants the logits"
+    if host.args.torch_compile:
+        return "the compiled model would be compiled anew for every batch"
+    if name == "padding_free" and host.neftune_noise_alpha is not None:
+        return "neftune_noise_alpha scales its noise by the padded length"
+    if name == "chunked_loss" and host.args.use_liger_kernel:
+        return "use_liger_kernel computes the loss without logits already"
+    return None

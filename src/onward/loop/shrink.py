@@ -1,0 +1,301 @@
+"""Out of memory in the middle of a step: take the step back, cut its micro-batches, and take it again.
+
+    pull        the step's micro-batches, cut to the size that is known to fit
+    attempt     forward and backward of each, without exchanging gradients
+    agree       whether any process ran out
+    exchange    gradients, where there are several processes
+    clip        and agree once more
+    optimizer   whole or not at all (`onward.optim.whole_step`)
+
+What runs out is freed, the step is taken back to its start (`onward.loop.undo`), micro-batches are halved, and the same
+samples are trained on again. The step keeps its samples, its place in the schedule and what its loss is divided by.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from onward import engine
+from onward.agreement import Agreement
+from onward.data.pieces import Limit, Pieces, size_of
+from onward.errors import DataError, OutOfMemory
+from onward.loop.fit import Work, accumulate, clip, end_step
+from onward.loop.undo import Buffers, Start
+from onward.memory_errors import is_out_of_memory
+from onward.optim.guard import innermost
+from onward.optim.whole_step import Copies, allocates
+
+if TYPE_CHECKING:
+    from onward.hooks.base import TrainerBase
+    from onward.loop.fit import Run
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def attempt(work: Callable[[], T]) -> tuple[T | None, str | None]:
+    """Do `work`; if memory runs out, return what was said instead of its result.
+
+    The error is gone when this returns, and with its traceback the tensors that the frames in it held.
+    """
+    try:
+        return work(), None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def free() -> None:
+    """Give back what an attempt has left behind."""
+    gc.collect()
+    engine.empty_cache()
+
+
+class _Watched(list[Any]):
+    """Micro-batches that remember which one is being trained on."""
+
+    at = -1
+
+    def __iter__(self) -> Iterator[Any]:
+        for self.at, piece in enumerate(super().__iter__()):
+            yield piece
+
+
+class Fitting:
+    """Keeps the micro-batches of one run small enough for the memory."""
+
+    def __init__(self, host: TrainerBase, run: Run, found: int | None = None) -> None:
+        """`found`: samples per micro-batch that an earlier part of the run found to fit."""
+        self.limit = Limit()
+        self._micro_batch = run.plan.micro_batch_size
+        self._agreement = Agreement.open()
+        self._buffers = Buffers(run.model)
+        self._wholes: list[Pieces] = []
+        self._missing: list[bool] = []
+        run.feed.limit(self.limit)
+        if found is not None and found < self._micro_batch:
+            self._set(host, found)
+
+    def close(self) -> None:
+        """Give back what several processes share; all must call it."""
+        self._agreement.close()
+
+    # -- the step -------------------------------------------------------------------------------------------------
+
+    def pull(self, host: TrainerBase, run: Run, batches: Iterator[Any], count: int) -> Work:
+        """The next step's micro-batches, cut to the size that is known to fit."""
+        self._wholes = list(islice(batches, count))
+        return self._work(host, run)
+
+    def _work(self, host: TrainerBase, run: Run) -> Work:
+        limit = self.limit.get()
+        if limit:
+            # What loader workers had prefetched, and what has no samples to collate, is still as large as before.
+            self._wholes = [run.feed.cut(whole, limit) for whole in self._wholes]
+        pieces = [piece for whole in self._wholes for piece in whole]
+        samples, num_items = host.get_batch_samples(iter(pieces), len(pieces), host.args.device)
+        weights = run.feed.weights(len(self._wholes))
+        if len(samples) == len(pieces) > len(self._wholes):
+            weights = self._weights(weights, host.accelerator.num_processes)
+        return Work(_Watched(samples), num_items, weights, len(self._wholes))
+
+    def _weights(self, of_wholes: list[float], processes: int) -> list[float]:
+        limit = self.limit.get()
+        sizes = [[size_of(piece) for piece in whole] for whole in self._wholes]
+        if processes == 1 and self._micro_batch % limit == 0:
+            # As in a run that had this size from the start, to which the short end of an epoch is one micro-batch more.
+            return [1.0] * sum(map(len, sizes))
+        longer = sum(map(len, sizes)) / len(sizes)
+        return [
+            weight * size / sum(whole) * longer
+            for weight, whole in zip(of_wholes, sizes, strict=True)
+            for size in whole
+        ]  # fmt: skip
+
+    def take(self, host: TrainerBase, run: Run, work: Work) -> bool:
+        """Take the step, with smaller micro-batches as often as memory runs out.
+
+        Returns:
+            False if a callback asked in between to stop.
+
+        Raises:
+            OutOfMemory: a single sample does not fit.
+        """
+        start = Start(host, self._buffers)
+        while True:
+            went_on, said = self._try(host, run, work)
+            if said is None:
+                return bool(went_on)
+            start.undo(host, run.model)
+            free()
+            work = self._shrink(host, run, work, said)
+
+    def _try(self, host: TrainerBase, run: Run, work: Work) -> tuple[bool | None, str | None]:
+        """One attempt at the step; the second value is not None, on all processes, if memory ran out on one."""
+        with _apart(run.model, self._agreement):
+            went_on, said = self._together(lambda: self._forward_and_backward(host, run, work))
+        if said is not None or not went_on:
+            return went_on, said
+        if not self._agreement.is_alone:
+            _exchange(run.model, self._agreement, self._missing)
+        grad_norm, said = self._together(lambda: clip(host, run))
+        if said is not None:
+            return None, said
+        host.control = host.callback_handler.on_pre_optimizer_step(host.args, host.state, host.control)
+        said = self._step(host, grad_norm)
+        if said is not None:
+            return None, said
+        end_step(host, run, grad_norm)
+        return True, None
+
+    def _forward_and_backward(self, host: TrainerBase, run: Run, work: Work) -> bool:
+        went_on = accumulate(host, run, work)
+        if went_on and not self._agreement.is_alone:
+            self._missing = _fill_gradients(run.model)
+        return went_on
+
+    def _step(self, host: TrainerBase, grad_norm: Any) -> str | None:
+        optimizer = innermost(host.optimizer)
+        if not allocates(optimizer):
+            host._step_optimizer(grad_norm)
+            return None
+        meters = host.meters.mark()
+        copies, said = self._together(lambda: Copies(optimizer))
+        if said is None:
+            _, said = self._together(lambda: host._step_optimizer(grad_norm))
+        if said is not None and copies is not None:
+            copies.put_back()
+            host.meters.rewind(meters)
+        if said is not None and (scaler := getattr(host.accelerator, "scaler", None)) is not None:
+            scaler.update(scaler.get_scale())  # forgets that this step's gradients were unscaled
+        return said
+
+    def _together(self, work: Callable[[], T]) -> tuple[T | None, str | None]:
+        """`attempt`, with the same outcome on all processes."""
+        result, said = attempt(work)
+        (anyone,) = self._agreement.largest(int(said is not None))
+        if anyone and said is None:
+            return result, "another process ran out of memory"
+        return result, said
+
+    # -- smaller --------------------------------------------------------------------------------------------------
+
+    def _shrink(self, host: TrainerBase, run: Run, work: Work, said: str) -> Work:
+        watched = work.samples
+        at = max(0, getattr(watched, "at", 0))
+        (largest,) = self._agreement.largest(max(size_of(piece) for piece in watched))
+        if largest <= 1:
+            raise OutOfMemory(self._describe_sample(run, watched[at], at, said))
+        try:
+            self._set(host, (largest + 1) // 2)
+            smaller = self._work(host, run)
+        except DataError as error:
+            raise OutOfMemory(
+                f"Out of memory with {largest} samples ({said}), and the batch cannot be cut: {error}"
+            ) from None
+        effective = run.plan.accumulation * self._micro_batch
+        tell_change(
+            host, largest, self.limit.get(),
+            f"Out of memory at step {host.state.global_step + 1}, micro-batch {at + 1} of {len(watched)}: {said}. The "
+            f"same step is taken again (effective batch: {effective} samples per process, as before)",
+        )  # fmt: skip
+        if _has_batch_statistics(run.model):
+            logger.warning(
+                "The model normalises over the samples of a micro-batch (BatchNorm): smaller ones change its results. "
+                "Use GroupNorm or LayerNorm, or freeze the statistics, if that matters."
+            )
+        host.current_gradient_accumulation_steps = len(smaller.samples)
+        return replace(smaller, leave=work.leave)
+
+    def _set(self, host: TrainerBase, samples: int) -> None:
+        self.limit.set(samples)
+        host._train_batch_size = host.state.train_batch_size = samples
+
+    def _describe_sample(self, run: Run, piece: Any, at: int, said: str) -> str:
+        index = "unknown (the data has no index)"
+        known = [i for whole in self._wholes for i in (whole.indices or [None] * len(whole))]
+        if at < len(known) and known[at] is not None:
+            index = str(known[at])
+        return (
+            f"Out of memory with a single sample: index {index} of the training data, {shapes_of(piece)} ({said}). "
+            "Shorten it (max_length, truncation), or make the step smaller: activation_checkpointing=True, bf16=True, "
+            "optim='adafactor' or an 8-bit optimizer, chunked_loss='auto', LoRA (peft); or use a larger device."
+        )
+
+
+def shapes_of(piece: Any) -> str:
+    """The shapes of a batch, in words."""
+    members = piece.items() if hasattr(piece, "items") else [("input", piece)]
+    return ", ".join(f"{name} of shape {tuple(value.shape)}" for name, value in members if hasattr(value, "shape"))
+
+
+def tell_change(host: TrainerBase, before: int, now: int, why: str) -> None:
+    """Log that batches have another size from now on, and tell the callbacks."""
+    logger.warning("%s, %d samples at a time instead of %d.", why, now, before)
+    if hasattr(host.callback_handler, "on_train_error"):  # ours, which passes over callbacks that do not know an event
+        host.control = host.callback_handler.call_event(
+            "on_batch_size_change", host.args, host.state, host.control, before=before, now=now, reason=why
+        )
+
+
+def _has_batch_statistics(model: Any) -> bool:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+
+def _apart(model: Any, agreement: Agreement) -> Any:
+    """A context in which DistributedDataParallel neither exchanges gradients nor buffers.
+
+    A process that runs out within backward would leave the others waiting for its gradients.
+    """
+    if agreement.is_alone or not hasattr(model, "no_sync"):
+        return nullcontext()
+    model.require_forward_param_sync = False
+    return model.no_sync()
+
+
+def _fill_gradients(model: Any) -> list[bool]:
+    """Put zeros where this process's samples touched no parameter: others' may have. Returns where that was."""
+    import torch
+
+    missing = []
+    for parameter in model.parameters():
+        missing.append(parameter.requires_grad and parameter.grad is None)
+        if missing[-1]:
+            parameter.grad = torch.zeros_like(parameter)
+    return missing
+
+
+def _exchange(model: Any, agreement: Agreement, missing: list[bool]) -> None:
+    """Average gradients over all processes, as DistributedDataParallel does, and take over rank 0's buffers.
+
+    In place, so that it needs no memory: every process has made the gradients that were missing.
+    """
+    if not hasattr(model, "no_sync"):
+        return
+    import torch.distributed as dist
+
+    touched = agreement.largest(*(int(not nothing) for nothing in missing))
+    size = dist.get_world_size()
+    pending = []
+    for parameter, by_anyone in zip(model.parameters(), touched, strict=True):
+        if not by_anyone:
+            parameter.grad = None
+        elif parameter.grad is not None:
+            pending.append(dist.all_reduce(parameter.grad.div_(size), async_op=True))
+    if getattr(model, "broadcast_buffers", False):
+        pending += [dist.broadcast(buffer, 0, async_op=True) for buffer in model.module.buffers()]
+    for work in pending:
+        work.wait()

@@ -1,0 +1,96 @@
+"""Where a step began, so that it can be taken back as if it had never been begun.
+
+A step is taken back before its optimizer step: weights and optimizer are as they were, gradients were zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.modules.batchnorm import _NormBase
+
+from onward.data.draws import mark, restore, rewind
+
+if TYPE_CHECKING:
+    from onward.data.draws import Streams
+    from onward.hooks.base import TrainerBase
+
+
+class Start:
+    """The state of a run at the start of a step. Making one takes some twenty microseconds and no device waits."""
+
+    def __init__(self, host: TrainerBase, buffers: Buffers | None = None, streams: Streams | None = None) -> None:
+        """`streams`: states of the CPU generators to go back to, instead of where they stand now."""
+        assert host._tr_loss is not None
+        self._streams = streams
+        self._generators = None if streams is not None else mark()
+        # The host knows these states, so reading them does not wait for the device.
+        self._cuda = torch.cuda.get_rng_state() if _uses_cuda() else None
+        self._buffers = None if buffers is None else buffers.keep()
+        self._loss = host._tr_loss.clone()
+        self._values = {name: getattr(host, name) for name in ("current_flos", "_open_tokens")}
+        self._tokens_seen = host.state.num_input_tokens_seen
+        self._meters = host.meters.mark()
+
+    def undo(self, host: TrainerBase, model: Any) -> None:
+        """Go back there."""
+        assert host._tr_loss is not None
+        model.zero_grad()
+        self.draw_again()
+        if self._buffers is not None:
+            self._buffers()
+        host._tr_loss.copy_(self._loss)
+        host._loss_before, host._loss_finite = None, True
+        for name, value in self._values.items():
+            setattr(host, name, value)
+        host.state.num_input_tokens_seen = self._tokens_seen
+        host.meters.rewind(self._meters)
+
+    def draw_again(self) -> None:
+        """Put back the random number generators alone."""
+        if self._streams is not None:
+            restore(self._streams)
+        else:
+            assert self._generators is not None
+            rewind(self._generators)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda)
+
+
+class Buffers:
+    """The buffers of a model (running statistics, for one), which forward may change.
+
+    Only those are copied anew that may have changed since the last copy.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
+        self._copies: list[tuple[int, torch.Tensor]] = [(buffer._version, buffer.clone()) for buffer in self._buffers]
+        # The kernels of batch normalisation change their statistics without raising the version.
+        norms = [module for module in model.modules() if isinstance(module, _NormBase)]
+        self._silent = {id(buffer) for norm in norms for buffer in norm.buffers()}
+
+    def keep(self) -> Callable[[], None]:
+        """Copy what has changed; returns the function that puts it back."""
+        for number, buffer in enumerate(self._buffers):
+            if self._may_differ(number):
+                self._copies[number] = (buffer._version, buffer.clone())
+        return self._put_back
+
+    def _may_differ(self, number: int) -> bool:
+        buffer = self._buffers[number]
+        return self._copies[number][0] != buffer._version or id(buffer) in self._silent
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        for number, buffer in enumerate(self._buffers):
+            if self._may_differ(number):
+                copy = self._copies[number][1]
+                buffer.copy_(copy)
+                self._copies[number] = (buffer._version, copy)
+
+
+def _uses_cuda() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]

@@ -1,0 +1,66 @@
+"""The norm of the gradient, and the cut to a greatest norm.
+
+Both stay on the device: the norm is a tensor that nobody reads before a log line, and the cut multiplies by a factor
+that is 1 where nothing is to be cut, instead of asking whether it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from onward.optim.groups import mesh_of
+
+_OWN_RULES = ("FSDP", "DEEPSPEED", "XLA", "MEGATRON_LM")
+
+
+class Gradients:
+    """The gradients of one model. Its parameters are listed once: walking a deep model at each step adds up."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.parameters = list(model.parameters())
+        self._sharded = any(mesh_of(p) is not None for p in self.parameters)
+
+    def clip(self, accelerator: Any, max_norm: float) -> Tensor | None:
+        """Scale all gradients so that their norm is at most ``max_norm``, and return the norm that they had.
+
+        The result is a 0-d tensor on the device, None where DeepSpeed has none yet.
+        """
+        if self._needs(accelerator):
+            return _as_tensor(accelerator.clip_grad_norm_(self.parameters, max_norm))
+        norm = self.norm(accelerator)
+        assert norm is not None
+        clip_grads_with_norm_(self.parameters, max_norm, norm)
+        return norm
+
+    def norm(self, accelerator: Any) -> Tensor | None:
+        """Return the 2-norm of all gradients as one vector: a 0-d tensor on the device."""
+        if self._needs(accelerator):
+            # An infinite limit cuts nothing, and lets accelerate do what this kind of sharding needs.
+            return _as_tensor(accelerator.clip_grad_norm_(self.parameters, float("inf")))
+        if getattr(accelerator, "mixed_precision", None) == "fp16":
+            accelerator.unscale_gradients()
+        return get_total_norm(_present(self.parameters))
+
+    def clear(self) -> None:
+        """Set all gradients to None."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _needs(self, accelerator: Any) -> bool:
+        """Whether gradients are sharded in a way that accelerate must reduce."""
+        kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
+        return self._sharded or kind in _OWN_RULES
+
+
+def _present(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def _as_tensor(norm: Any) -> Tensor | None:
+    return norm if norm is None or isinstance(norm, Tensor) else torch.tensor(float(norm))

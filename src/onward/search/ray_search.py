@@ -1,0 +1,145 @@
+"""A search with Ray Tune.
+
+    put the data sets into the object store, write down how to make the trainer
+    tune.run: Ray samples, starts workers, stops and perturbs trials
+    write all trials down, delete the checkpoints that are not needed
+    give the trainer the arguments of the best trial
+
+Results and checkpoints are in ``output_dir/ray``, and stay there when the driver ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onward.arguments import option
+from onward.errors import TrainingFailed, UsageError
+from onward.search import log
+from onward.search.best import relative
+from onward.search.ray_worker import DATA, recipe_of, run_trial
+from onward.search.tidying import tidy
+from onward.search.trials import apply_trial, release
+from onward.types import BestRun, IntervalStrategy
+
+if TYPE_CHECKING:
+    from onward.hooks.searching import SearchHooks
+    from onward.search.request import Request
+
+logger = logging.getLogger(__name__)
+
+
+def run(host: SearchHooks, request: Request) -> BestRun:
+    """Search with Ray Tune.
+
+    Raises:
+        UsageError: an option cannot work.
+        TrainingFailed: no trial ended well.
+    """
+    if request.is_multi_objective:
+        raise UsageError("Ray Tune optimises one objective; pass one direction, or search with backend='optuna'.")
+    if host.args.world_size > 1:
+        raise UsageError("Ray starts its own processes: call the search from one process, or use backend='optuna'.")
+    from ray import tune
+
+    output_dir = os.path.abspath(str(host.args.output_dir))
+    options = _options(host, request, output_dir)
+    recipe = recipe_of(host)
+    data = {name: getattr(host, name) for name in DATA}
+    release(host)  # the workers make models of their own
+    assert host.hp_space is not None
+    analysis = tune.run(
+        tune.with_parameters(run_trial, recipe=recipe, **data),
+        config=host.hp_space(None),
+        num_samples=request.n_trials,
+        **options,
+    )
+    return _finish(host, request, analysis)
+
+
+def _options(host: SearchHooks, request: Request, output_dir: str) -> dict[str, Any]:
+    """The options of `tune.run`, with what follows from the trainer."""
+    from ray import tune
+
+    options = dict(request.options)
+    gpus = {"gpu": 1} if host.args.n_gpu > 0 else {}
+    options.setdefault("resources_per_trial", {"cpu": 1, **gpus})
+    options.setdefault("storage_path", os.path.join(output_dir, "ray"))
+    options.setdefault("raise_on_failed_trial", False)  # a trial that raises does not end the search
+    options.setdefault("verbose", 1)
+    options.setdefault("reuse_actors", True)  # starting a process and importing torch takes longer than a small trial
+    if "keep_checkpoints_num" not in options:
+        # A trial that was told to take over another one's checkpoint finds it gone if that one hurries ahead, so a
+        # population keeps all of them until the search ends.
+        scheduler = options.get("scheduler")
+        population = "Population" in type(scheduler).__name__ or scheduler in ("pbt", "pb2")
+        options.setdefault("checkpoint_config", tune.CheckpointConfig(num_to_keep=None if population else 1))
+    if "name" in options:
+        options.setdefault("resume", "AUTO")  # the same call again finishes what is there
+    scheduler = options.get("scheduler")
+    if scheduler is not None:
+        if host.args.eval_strategy == IntervalStrategy.NO:
+            name = scheduler if isinstance(scheduler, str) else type(scheduler).__name__
+            raise UsageError(
+                f"The scheduler {name} decides by evaluations during training, but got eval_strategy='no'; expected "
+                "'steps' or 'epoch'."
+            )
+        if isinstance(scheduler, str) or getattr(scheduler, "metric", getattr(scheduler, "_metric", None)) is None:
+            options.setdefault("metric", "objective")
+            options.setdefault("mode", request.directions[0][:3])
+    return options
+
+
+def _finish(host: SearchHooks, request: Request, analysis: Any) -> BestRun:
+    """Write the trials down, keep the checkpoints that are asked for, and give the trainer the best arguments."""
+    output_dir = str(host.args.output_dir)
+    header = log.SearchLog(Path(analysis.experiment_path).name, "ray", request.directions, {})
+    log.begin(output_dir, header, request.n_trials)
+    for trial in analysis.trials:
+        header.rows[trial.trial_id] = row = _row(host, analysis, trial)
+        log.append(output_dir, header.study, row)
+    winners = [row.trial for row in header.best()]
+    names = [row.name for row in header.rows.values()]
+    tidy(output_dir, names, [], "none")  # what workers that Ray ended left; Ray has its own copies
+    _tidy_storage(analysis.trials, winners, option(host.args, "keep_trials"))
+    if not winners:
+        errors = [row.error for row in header.rows.values() if row.error]
+        first = f" The first failed of: {errors[0]}" if errors else ""
+        raise TrainingFailed(f"None of {len(names)} trials ended well: {len(errors)} failed.{first}")
+    best = next(trial for trial in analysis.trials if trial.trial_id == winners[0])
+    apply_trial(host, best.config)
+    return BestRun(best.trial_id, best.last_result["objective"], best.config, analysis)
+
+
+def _row(host: SearchHooks, analysis: Any, trial: Any) -> log.TrialRow:
+    error = trial.get_error()
+    objective = (trial.last_result or {}).get("objective")
+    ended_well = trial.status == "TERMINATED" and objective is not None
+    reports = analysis.trial_dataframes.get(trial.trial_id)
+    steps = {} if reports is None or "step" not in reports else dict(zip(reports.step, reports.objective, strict=True))
+    checkpoint = trial.checkpoint
+    config = log.jsonable(trial.config)
+    return log.TrialRow(
+        trial=trial.trial_id,
+        name=f"run-{trial.trial_id}" if host.hp_name is None else host.hp_name(trial.config),
+        state="complete" if ended_well else "failed",
+        values=None if objective is None else [float(objective)],
+        params=config,
+        hyperparameters=config,
+        intermediate={str(int(step)): float(value) for step, value in steps.items() if math.isfinite(step)},
+        error=None if error is None else f"{type(error).__name__}: {error}",
+        checkpoint=None if checkpoint is None else relative(str(host.args.output_dir), checkpoint.path),
+    )
+
+
+def _tidy_storage(trials: list[Any], winners: list[str], keep_trials: str) -> None:
+    """Delete the checkpoints of trials in Ray's storage, where that is a folder of this machine."""
+    for trial in trials:
+        if keep_trials == "all" or (keep_trials == "best" and trial.trial_id in winners):
+            continue
+        for checkpoint in Path(trial.path).glob("checkpoint_*") if trial.path else []:
+            shutil.rmtree(checkpoint, ignore_errors=True)

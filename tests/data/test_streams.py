@@ -1,0 +1,197 @@
+"""Streams can be entered behind any batch, with their state or by replay, with and without workers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from onward.data.feed import Feed
+from onward.data.loader import Share, TrainLoader, build_loader
+from onward.data.streams import is_stateful
+
+SHARE = Share(seed=11)
+
+
+class Numbers(IterableDataset[float]):
+    """0, 1, 2 … with noise, split over workers."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.pulled = size, 0
+
+    def __iter__(self) -> Iterator[float]:
+        info = get_worker_info()
+        start, step = (0, 1) if info is None else (info.id, info.num_workers)
+        shift = random.random()
+        for number in range(start, self.size, step):
+            self.pulled += 1
+            yield number + shift + torch.rand(()).item()
+
+
+class Stateful(IterableDataset[float]):
+    """The same, with a state."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.at, self.pulled, self._loaded = size, 0, 0, False
+
+    def __iter__(self) -> Iterator[float]:
+        info = get_worker_info()
+        start, step = (0, 1) if info is None else (info.id, info.num_workers)
+        if not self._loaded:
+            self.at = start
+        self._loaded = False
+        while self.at < self.size:
+            number, self.at = self.at, self.at + step
+            self.pulled += 1
+            yield number + torch.rand(()).item()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.at, self._loaded = state["at"], True
+
+
+def loader_of(dataset: IterableDataset[Any], workers: int) -> TrainLoader:
+    return build_loader(dataset, torch.tensor, None, SHARE, batch_size=3, num_workers=workers)
+
+
+def same(batch: Any) -> Any:
+    return batch
+
+
+def epoch(dataset: IterableDataset[Any], workers: int, number: int = 1) -> list[list[float]]:
+    return [b.tolist() for b in Feed(loader_of(dataset, workers), SHARE, same).epoch(number)]
+
+
+@pytest.mark.parametrize("kind", [Numbers, Stateful])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_entering_behind_every_batch(kind: type, workers: int) -> None:
+    size = 25
+    whole = epoch(kind(size), workers)
+    feed = Feed(loader_of(kind(size), workers), SHARE, same)
+    batches = feed.epoch(1)
+    for done in range(1, len(whole) + 1):
+        assert next(batches).tolist() == whole[done - 1]
+        if workers and done % 3:  # starting workers takes a while
+            continue
+        state = feed.state_dict()
+        torch.rand(3), random.random()
+        later = Feed(loader_of(kind(size), workers), SHARE, same)
+        later.load_state_dict(state)
+        assert [b.tolist() for b in later.epoch(1, skip=done)] == whole[done:]
+
+
+def test_a_stream_with_a_state_is_not_replayed() -> None:
+    feed = Feed(loader_of(Stateful(100), 0), SHARE, same)
+    batches = feed.epoch(0)
+    for _ in range(30):
+        next(batches)
+    state = feed.state_dict()
+    data = Stateful(100)
+    later = Feed(loader_of(data, 0), SHARE, same)
+    later.load_state_dict(state)
+    assert len(list(later.epoch(0, skip=30))) == 4
+    assert data.pulled == 10
+
+
+def test_a_stream_without_a_state_is_replayed(caplog: pytest.LogCaptureFixture) -> None:
+    data = Numbers(100)
+    whole = epoch(Numbers(100), 0)
+    later = Feed(loader_of(data, 0), SHARE, same)
+    assert [b.tolist() for b in later.epoch(1, skip=30)] == whole[30:]
+    assert data.pulled == 100
+    assert "90 samples" in caplog.text
+
+
+def test_passes_differ_and_the_next_one_starts_anew() -> None:
+    feed = Feed(loader_of(Stateful(9), 0), SHARE, same)
+    first, second = ([b.tolist() for b in feed.epoch(n)] for n in (0, 1))
+    assert first != second
+    assert len(first) == len(second) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams_of_datasets(workers: int) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def stream(shuffled: bool) -> Any:
+        data = datasets.Dataset.from_dict({"x": list(range(40))}).to_iterable_dataset(num_shards=4)
+        return data.shuffle(seed=1, buffer_size=8) if shuffled else data
+
+    def collate(samples: list[dict[str, int]]) -> list[int]:
+        return [s["x"] for s in samples]
+
+    def feed_of(shuffled: bool) -> Feed:
+        return Feed(
+            build_loader(stream(shuffled), collate, None, SHARE, batch_size=3, num_workers=workers), SHARE, same
+        )
+
+    assert is_stateful(stream(False))
+    assert not is_stateful(stream(True))
+    for shuffled in (False, True):
+        whole = list(feed_of(shuffled).epoch(2))
+        assert sorted(x for b in whole for x in b) == list(range(40))
+        feed = feed_of(shuffled)
+        batches = feed.epoch(2)
+        for _ in range(5):
+            next(batches)
+        later = feed_of(shuffled)
+        later.load_state_dict(feed.state_dict())
+        assert list(later.epoch(2, skip=5)) == whole[5:]
+
+
+def test_persistent_workers_count_their_passes() -> None:
+    loader = build_loader(Numbers(12), torch.tensor, None, SHARE, batch_size=3, num_workers=1, persistent_workers=True)
+    feed = Feed(loader, SHARE, same)
+    passes = [[b.tolist() for b in feed.epoch(n)] for n in (0, 1)]
+    assert passes == [epoch(Numbers(12), 1, n) for n in (0, 1)]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_a_stream(world: int) -> None:
+    ranks = []
+    for rank in range(world):
+        share = Share(11, rank, world)
+        loader = build_loader(Numbers(23), torch.tensor, None, share, batch_size=2)
+        ranks.append([b.tolist() for b in Feed(loader, share, same).epoch(0)])
+    alone = [
+        b.tolist()
+        for b in Feed(build_loader(Numbers(23), torch.tensor, None, SHARE, batch_size=2), SHARE, same).epoch(0)
+    ]
+    assert sorted(x for rank in ranks for b in rank for x in b) == sorted(x for b in alone for x in b)
+
+
+def test_loaders_of_the_user_are_rebuilt_or_replayed() -> None:
+    from torch.utils.data import DataLoader, TensorDataset
+
+    def build(custom: bool) -> Any:
+        torch.manual_seed(5)
+        data = TensorDataset(torch.arange(20))
+        loader = DataLoader(
+            data, batch_size=3, shuffle=True, collate_fn=lambda s: [x[0].item() + torch.rand(()).item() for x in s]
+        )
+        return Wrapped(loader) if custom else loader
+
+    class Wrapped:
+        def __init__(self, loader: Any) -> None:
+            self.loader = loader
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(self.loader)
+
+    for custom in (False, True):
+        whole_feed = Feed(build(custom), SHARE, same)
+        whole = list(whole_feed.epoch(0))
+        feed = Feed(build(custom), SHARE, same)
+        batches = feed.epoch(0)
+        assert [next(batches), next(batches)] == whole[:2]
+        state = feed.state_dict()
+        later = Feed(build(custom), SHARE, same)
+        torch.manual_seed(99)
+        later.load_state_dict(state)
+        assert list(later.epoch(0, skip=2)) == whole[2:]

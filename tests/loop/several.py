@@ -1,0 +1,59 @@
+"""Trains on what processes there are and writes the weights down, for `test_processes.py`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.tiny import RegressionData, TinyRegression, tiny_llama
+
+from onward import Trainer, TrainingArguments
+
+
+def pad(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Token batches with labels that leave the padding out."""
+    longest = max(len(s["input_ids"]) for s in samples)
+    ids = torch.zeros(len(samples), longest, dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for row, sample in enumerate(samples):
+        tokens = torch.tensor(sample["input_ids"])
+        ids[row, : len(tokens)] = labels[row, : len(tokens)] = tokens
+    return {"input_ids": ids, "attention_mask": (labels != -100).long(), "labels": labels}
+
+
+def main() -> None:
+    kind, size, batch, accumulation, out = sys.argv[1], *map(int, sys.argv[2:5]), Path(sys.argv[5])
+    resume = sys.argv[6] if len(sys.argv) > 6 else None
+    generator = torch.Generator().manual_seed(1)
+    if kind == "tokens":
+        lengths = torch.randint(3, 20, (size,), generator=generator).tolist()
+        data: Any = [{"input_ids": torch.randint(3, 60, (n,), generator=generator).tolist()} for n in lengths]
+        model: Any = tiny_llama()
+    else:
+        data, model = RegressionData(size), TinyRegression()
+    args = TrainingArguments(
+        output_dir=str(out / "run"),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=2,
+        learning_rate=1e-2,
+        optim="sgd",
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        report_to="none",
+        use_cpu=True,
+        ddp_find_unused_parameters=False,
+    )
+    options = {"data_collator": pad} if kind == "tokens" else {}
+    trainer = Trainer(model, args, train_dataset=data, **options)
+    trainer.train(resume_from_checkpoint=resume)
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    state = {name: value.double() for name, value in trainer.model.state_dict().items()}
+    torch.save({"losses": losses, "weights": state}, out / f"{args.process_index}.pt")
+
+
+if __name__ == "__main__":
+    main()

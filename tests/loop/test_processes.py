@@ -1,0 +1,59 @@
+"""One batch of N, N accumulated batches of one, or N processes: the same samples, the same result."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("several.py")
+SPLITS = {"one batch": (1, 8, 1), "accumulated": (1, 2, 4), "two processes": (2, 4, 1), "both": (2, 2, 2)}
+
+
+def trained(kind: str, size: int, split: tuple[int, int, int], out: Path, *resume: str) -> dict[str, Any]:
+    ranks, batch, accumulation = split
+    out.mkdir()
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
+    command = [*launcher, str(SCRIPT), kind, *map(str, (size, batch, accumulation)), str(out), *resume]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return torch.load(out / "0.pt", weights_only=True)
+
+
+def assert_close(got: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
+    assert got["losses"] == pytest.approx(wanted["losses"], rel=1e-5), where
+    for name, value in wanted["weights"].items():
+        assert torch.allclose(got["weights"][name], value, rtol=0, atol=1e-6), f"{where}: {name}"
+
+
+SINGLE_AT_THE_END = 17
+LONGER = [pytest.param(24, marks=pytest.mark.slow), pytest.param(21, marks=pytest.mark.slow)]  # full, short
+
+
+@pytest.mark.parametrize("size", [SINGLE_AT_THE_END, *LONGER])
+def test_splits_of_variable_length_data_agree(size: int, tmp_path: Path) -> None:
+    results = {name: trained("tokens", size, split, tmp_path / name) for name, split in SPLITS.items()}
+    for name, result in results.items():
+        assert_close(result, results["one batch"], f"{name} of {size}")
+
+
+@pytest.mark.parametrize("size", [SINGLE_AT_THE_END, *LONGER])
+def test_processes_agree_for_a_model_with_a_mean_loss(size: int, tmp_path: Path) -> None:
+    one = trained("regression", size, (1, 8, 1), tmp_path / "one")
+    assert_close(trained("regression", size, (2, 4, 1), tmp_path / "two"), one, f"two of {size}")
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    one = trained("tokens", SINGLE_AT_THE_END, (1, 8, 1), tmp_path / "one")
+    checkpoint = str(tmp_path / "one" / "run" / "checkpoint-2")
+    for name, split in (("two processes", (2, 4, 1)), ("accumulated", (1, 2, 4))):
+        went_on = trained("tokens", SINGLE_AT_THE_END, split, tmp_path / name, checkpoint)
+        assert_close(went_on, one, name)
+    back = str(tmp_path / "two processes" / "run" / "checkpoint-4")
+    assert_close(trained("tokens", SINGLE_AT_THE_END, (1, 8, 1), tmp_path / "back", back), one, "back to one")

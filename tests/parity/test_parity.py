@@ -1,0 +1,41 @@
+"""onward computes what transformers computes: every scenario, to the bit."""
+
+from __future__ import annotations
+
+import pytest
+
+from .compare import differences
+from .harness import Pair
+from .scenarios import SCENARIOS
+
+PARITY = [
+    pytest.param(name, marks=pytest.mark.scenarios(name), id=name) for name in SCENARIOS if name != "another_seed"
+]
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_equal_to_the_bit(pair: Pair, name: str) -> None:
+    theirs, ours = pair.records(name)
+    assert "error" not in theirs, f"the scenario itself is broken:\n{theirs['error']}"
+    assert "error" not in ours, ours["error"]
+    found = differences(theirs, ours)
+    assert not found, "\n".join([f"{len(found)} differences, first:", *found[:12]])
+
+
+@pytest.mark.scenarios("defaults", "another_seed")
+def test_another_seed_is_told_apart(pair: Pair) -> None:
+    theirs, _ = pair.records("defaults")
+    _, ours = pair.records("another_seed")
+    found = differences(theirs, ours)
+    parts = {line.split(".")[0].split("[")[0].split(":")[0] for line in found}
+    assert {"log_history", "train_output", "weights"} <= parts
+
+
+@pytest.mark.scenarios("defaults")
+def test_a_record_is_complete(pair: Pair) -> None:
+    for record in pair.records("defaults"):
+        assert len(record["log_history"]) == 1
+        assert {"train_loss", "total_flos", "epoch"} <= record["log_history"][0].keys()
+        assert record["train_output"]["metrics"].keys() >= {"train_loss", "train_samples_per_second"}
+        assert len(record["weights"]) == 21
+        assert sum(event["event"] == "on_step_end" for event in record["events"]) == 12

@@ -1,0 +1,58 @@
+"""Which waste is named, and that a run reports it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onward import Trainer, TrainingArguments
+from onward.speed.waste import Spent, largest_waste, peak_of, utilisation, workers_for
+from tests.tiny import pad_tokens, tiny_llama, token_data
+
+CLEAN = Spent(training=100, beside=0, data_wait=0, pad_share=0, workers=0, packs=False)
+
+CASES: list[tuple[dict[str, Any], str | None]] = [
+    ({}, None),
+    ({"pad_share": 0.04}, None),
+    ({"pad_share": 0.5}, "padding_free='auto'"),
+    ({"pad_share": 0.5, "packs": True}, "group_by_length"),
+    ({"pad_share": 0.1, "data_wait": 30}, "dataloader_num_workers=1"),
+    ({"data_wait": 75}, "dataloader_num_workers=3"),
+    ({"data_wait": 10, "beside": 60}, "save_steps"),
+    ({"training": 0}, None),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), CASES)
+def test_the_largest_is_named(change: dict[str, Any], named: str | None) -> None:
+    line = largest_waste(replace(CLEAN, **change))
+    assert (line is None) if named is None else (line is not None and named in line)
+
+
+def test_workers_that_do_not_keep_up_become_more() -> None:
+    assert workers_for(replace(CLEAN, workers=2, data_wait=50)) == 4
+
+
+def test_peaks_by_name() -> None:
+    assert peak_of("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_of("NVIDIA L40S") == 362e12
+    assert peak_of("something else") is None
+    assert utilisation(1e6, 124_000_000, 989e12, 2) == pytest.approx(0.376, abs=1e-3)
+
+
+def test_a_run_reports_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    args = TrainingArguments(
+        str(tmp_path), max_steps=3, report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True
+    )
+    trainer = Trainer(tiny_llama(), args, pad_tokens, train_dataset=token_data(24, (3, 40)))
+    with caplog.at_level(logging.INFO, "onward.loop.account"):
+        logging.getLogger("onward").setLevel(logging.INFO)
+        metrics = trainer.train().metrics
+    assert 0.1 < metrics["train_pad_fraction"] < 0.9
+    assert 0 <= metrics["train_data_wait_fraction"] <= 1
+    assert not any("fraction" in name for line in trainer.state.log_history for name in line)
+    assert "Speed: " in caplog.text
