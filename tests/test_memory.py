@@ -1,7 +1,6 @@
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import torch
@@ -91,7 +90,9 @@ def test_a_stage_that_failed_can_begin_again():
     metrics = {}
     tracker.stop_and_update_metrics(metrics, stage="train")
     assert "train_mem_cpu_alloc_delta" in metrics
-    time.sleep(0.02)
+    for thread in threading.enumerate():
+        if thread.name == "onward-memory":
+            thread.join(timeout=60)  # it ends at its next look
     assert not [thread for thread in threading.enumerate() if thread.name == "onward-memory"]
 
 

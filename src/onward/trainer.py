@@ -116,7 +116,9 @@ class Trainer(
         self.create_accelerator_and_postprocess()
         self._memory_tracker = MemoryTracker(self.args.skip_memory_metrics)
         self._memory_tracker.start("init")
-        logging.getLogger("onward").setLevel(self.args.get_process_log_level())
+        ours, level = logging.getLogger("onward"), self.args.get_process_log_level()
+        if level != ours.getEffectiveLevel():  # or "passive" would pin the level against a later basicConfig
+            ours.setLevel(level)
 
     def _take_model(self, model: nn.Module | None) -> None:
         args = self.args
