@@ -16,6 +16,7 @@ WORDS, WIDTH, TOKENS = 50, 12, 23
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked_loss, "CHUNK", {"cpu": WORDS * 5})
+    monkeypatch.setattr(chunked_loss, "TILE", {"cpu": WORDS * 2})
 
 
 def given(bias: bool, masked: int) -> tuple[Tensor, nn.Linear, Tensor]:

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from onward.loss import IGNORED
 
-CHUNK = {"cpu": 2**23}
-"""Logits that exist at once, by type of device."""
+CHUNK = {"cpu": 2**24}
+"""Logits that exist at once, in the precision of the products, by type of device."""
 _CHUNK_ELSEWHERE = 2**26
+TILE = {"cpu": 2**19}
+"""Those of them that exist in float32 at once: few enough to stay in a processor's cache while they are worked on."""
+_TILE_ELSEWHERE = 2**24
 
 _CHANGES_LOGITS = ("final_logit_softcapping", "logits_soft_cap", "output_logits_soft_cap")
 
@@ -61,30 +64,23 @@ class _Chunked(torch.autograd.Function):
         """Sum of each token's loss times its share; the gradients are kept for backward."""
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         used = weight.to(hidden.dtype)
-        rows = max(1, CHUNK.get(weight.device.type, _CHUNK_ELSEWHERE) // weight.shape[0])
+        words, kind = weight.shape[0], weight.device.type
+        rows = max(1, min(len(targets), CHUNK.get(kind, _CHUNK_ELSEWHERE) // words))
+        chunk = hidden.new_empty(rows, words)  # one for all: fresh memory costs more than the work that is done in it
         of_hidden = torch.empty_like(hidden) if wants_hidden else None
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(targets), rows):
             part = slice(start, start + rows)
-            share = shares[part].unsqueeze(1)
-            target = targets[part].clamp(min=0).unsqueeze(1)
-            logits = torch.nn.functional.linear(hidden[part], used, bias).float()
-            scores = torch.log_softmax(logits, dim=1)
-            del logits
-            loss -= (scores.gather(1, target) * share).sum()
-            if not (wants_hidden or wants_weight or wants_bias):
-                continue
-            slope = scores.exp_().mul_(share).scatter_add_(1, target, -share)
-            if of_bias is not None:
-                of_bias += slope.sum(0)
-            slope = slope.to(hidden.dtype)
+            logits = torch.mm(hidden[part], used.T, out=chunk[: len(targets[part])])
+            if bias is not None:
+                logits += bias
+            loss += _score(logits, targets[part], shares[part], of_bias)
             if of_hidden is not None:
-                torch.mm(slope, used, out=of_hidden[part])
+                torch.mm(logits, used, out=of_hidden[part])
             if of_weight is not None:
-                of_weight += slope.T @ hidden[part]
-            del slope, scores
+                of_weight += logits.T @ hidden[part]
         ctx.gradients = (of_hidden, of_weight, of_bias, weight.dtype)
         return loss
 
@@ -101,6 +97,21 @@ class _Chunked(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _score(logits: Tensor, targets: Tensor, shares: Tensor, of_bias: Tensor | None) -> Tensor:
+    """Return the loss of a chunk, put its slopes in the place of its logits and add them up in `of_bias`."""
+    loss = torch.zeros((), dtype=torch.float32, device=logits.device)
+    rows = max(1, TILE.get(logits.device.type, _TILE_ELSEWHERE) // logits.shape[1])
+    for tile, target, share in zip(*(whole.split(rows) for whole in (logits, targets, shares)), strict=True):
+        index, share = target.clamp(min=0).unsqueeze(1), share.unsqueeze(1)
+        scores = torch.log_softmax(tile, dim=1, dtype=torch.float32)
+        loss -= (scores.gather(1, index) * share).sum()
+        slopes = scores.exp_().mul_(share).scatter_add_(1, index, -share)
+        if of_bias is not None:
+            of_bias += slopes.sum(0)
+        tile.copy_(slopes)
+    return loss
 
 
 def why_not(base: Any) -> str | None:
