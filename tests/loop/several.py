@@ -27,7 +27,7 @@ def main() -> None:
     kind, size, batch, accumulation, out = sys.argv[1], *map(int, sys.argv[2:5]), Path(sys.argv[5])
     resume = sys.argv[6] if len(sys.argv) > 6 else None
     generator = torch.Generator().manual_seed(1)
-    if kind == "tokens":
+    if kind != "regression":
         lengths = torch.randint(3, 20, (size,), generator=generator).tolist()
         data: Any = [{"input_ids": torch.randint(3, 60, (n,), generator=generator).tolist()} for n in lengths]
         model: Any = tiny_llama()
@@ -46,8 +46,9 @@ def main() -> None:
         report_to="none",
         use_cpu=True,
         ddp_find_unused_parameters=False,
+        train_sampling_strategy="length_aware" if kind == "tokens by length" else "random",
     )
-    options = {"data_collator": pad} if kind == "tokens" else {}
+    options = {} if kind == "regression" else {"data_collator": pad}
     trainer = Trainer(model, args, train_dataset=data, **options)
     trainer.train(resume_from_checkpoint=resume)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]

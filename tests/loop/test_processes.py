@@ -57,3 +57,12 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
         assert_close(went_on, one, name)
     back = str(tmp_path / "two processes" / "run" / "checkpoint-4")
     assert_close(trained("tokens", SINGLE_AT_THE_END, (1, 8, 1), tmp_path / "back", back), one, "back to one")
+
+
+def test_length_aware_steps_agree_with_random_ones_on_any_number_of_processes(tmp_path: Path) -> None:
+    random = trained("tokens", 21, SPLITS["one batch"], tmp_path / "random")
+    two = trained("tokens by length", 21, SPLITS["both"], tmp_path / "two")
+    assert_close(two, random, "two processes by length")
+    checkpoint = str(tmp_path / "two" / "run" / "checkpoint-2")
+    back = trained("tokens by length", 21, SPLITS["accumulated"], tmp_path / "one", checkpoint)
+    assert_close(back, random, "back to one process")

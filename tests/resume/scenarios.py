@@ -186,6 +186,13 @@ SCENARIOS: dict[str, Scenario] = {
         dropout=0.3,
         extra=lambda: {"data_collator": stack_without_ids},
     ),
+    "length-aware windows": Scenario(
+        {"train_sampling_strategy": "length_aware", "length_aware_window": 2, "remove_unused_columns": False},
+        data=lengths,
+        dropout=0.3,
+        extra=lambda: {"data_collator": stack_without_ids},
+        resumed_arguments={"dataloader_num_workers": 2},
+    ),
     "a stream of one pass": Scenario({"max_steps": 5}, data=lambda: Stream(40)),
     "a stream of many passes": Scenario(STREAMING, data=Stream, dropout=0.2),
     "a stream with workers": Scenario(STREAMING | {"dataloader_num_workers": 2}, data=Stream),

@@ -66,6 +66,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "max_nonfinite_steps": (1, None),
     "max_rollbacks": (0, None),
     "max_tokens_per_batch": (1, None),
+    "length_aware_window": (1, None),
     "push_wait_seconds": (0, None),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 from onward.arguments.documented import documented
 
 START_METHODS = ["fork", "spawn", "forkserver"]
-SAMPLING_STRATEGIES = ["random", "sequential", "group_by_length", "batch_rebalance"]
+SAMPLING_STRATEGIES = ["random", "sequential", "group_by_length", "batch_rebalance", "length_aware"]
 
 
 @documented
@@ -52,6 +52,6 @@ class DataArguments:
     label_names: list[str] | None = None
     """Keys of a batch that are labels; found in the model's forward when left out."""
     train_sampling_strategy: str = field(default="random", metadata={"choices": SAMPLING_STRATEGIES})
-    """Order of training samples: ``random``, ``sequential``, ``group_by_length`` or ``batch_rebalance``."""
+    """Order of training samples: ``random``, ``sequential``, ``group_by_length`` or ``length_aware``."""
     length_column_name: str = "length"
     """Column that holds each sample's length in tokens, for the strategies that go by length."""

@@ -51,6 +51,8 @@ class OnwardArguments:
     """Tokens in one micro-batch: a step's samples are split by size instead of by number. None for no limit."""
     chunked_loss: Literal["auto", True, False] = False
     """Compute the language-model loss in chunks, so that no full logits exist; ``auto`` where the model allows it."""
+    length_aware_window: int = 1
+    """Optimizer steps that ``length_aware`` sampling sorts together; 1 leaves each step the samples that it has."""
 
     keep_trials: str = field(default="best", metadata={"choices": TRIALS_KEPT})
     """Checkpoints that stay after a hyperparameter search: of the ``best`` trial, of ``all``, or ``none``."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Sized
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import RandomSampler, Sampler
 
+from onward.data.draws import key_of
 from onward.errors import DataError
 
 
@@ -69,8 +71,57 @@ class LengthGroupedSampler(Sampler[int]):
             yield from group
 
 
+class LengthAwareSampler(Sampler[int]):
+    """The order of `sampler`, with the samples of each optimizer step sorted by length, longest first.
+
+    A step keeps the samples that it has in the order of `sampler`; only which of them share a micro-batch changes, so
+    less of it is padding. With a `window` of several steps their samples are sorted together, dealt out to the steps
+    by length, and these steps shuffled: less padding again, but other samples in a step.
+
+    The order is a function of (order of `sampler`, seed, epoch, lengths). It does not depend on the number of
+    processes or the size of micro-batches as long as their product with the accumulation stays. An incomplete last
+    step keeps its order: `drop_last` would otherwise always drop the shortest samples.
+    """
+
+    def __init__(
+        self, sampler: Sampler[int], lengths: Sequence[int], step_size: int, *, window: int = 1, seed: int = 0
+    ) -> None:
+        """`lengths`: tokens per sample; `step_size`: samples per optimizer step, of all processes together."""
+        self.sampler = sampler
+        self.lengths = lengths
+        self.step_size = step_size
+        self.window = window
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self.epoch = epoch
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.sampler)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        order = iter(self.sampler)
+        size = self.step_size
+        shuffling = torch.Generator().manual_seed(key_of(self.seed, self.epoch))
+        while samples := list(islice(order, size * self.window)):
+            whole = len(samples) - len(samples) % size
+            ranked = sorted(samples[:whole], key=self.lengths.__getitem__, reverse=True)
+            steps = (
+                torch.randperm(whole // size, generator=shuffling).tolist() if self.window > 1 else range(whole // size)
+            )
+            for step in steps:
+                yield from ranked[step * size : (step + 1) * size]
+            yield from samples[whole:]
+
+
 def sample_lengths(dataset: Any, column: str, input_name: str | None) -> list[int]:
     """Tokens per sample: from the data set's column of lengths if it has one, else by measuring each sample.
+
+    A column of lists in a `datasets.Dataset` is measured without reading what is in the lists.
 
     Args:
         dataset: map-style data whose samples are mappings.
@@ -83,6 +134,8 @@ def sample_lengths(dataset: Any, column: str, input_name: str | None) -> list[in
     if column in (getattr(dataset, "column_names", None) or ()):
         return [int(n) for n in dataset[column]]
     key = input_name or "input_ids"
+    if (measured := _list_lengths(dataset, key)) is not None:
+        return measured
     first = dataset[0]
     # BatchEncoding is a UserDict, hence the duck test.
     if (not isinstance(first, Mapping) and not hasattr(first, "keys")) or key not in first:
@@ -92,6 +145,28 @@ def sample_lengths(dataset: Any, column: str, input_name: str | None) -> list[in
             f"Add a column '{column}' with the lengths, or choose train_sampling_strategy='random'."
         )
     return [len(sample[key]) for sample in dataset]
+
+
+def _list_lengths(dataset: Any, key: str) -> list[int] | None:
+    """Lengths of the lists in a column of a `datasets.Dataset`; `None` where there is no such column of plain lists."""
+    if not type(dataset).__module__.startswith("datasets.") or key not in (
+        getattr(dataset, "column_names", None) or ()
+    ):
+        return None
+    if dataset.format["type"] == "custom":  # a transform makes the samples when they are read
+        return None
+    from pyarrow import compute, types
+
+    kind = dataset.features.arrow_schema.field(key).type
+    if not (types.is_list(kind) or types.is_large_list(kind)):
+        return None
+    lengths: list[int] = []
+    for batch in dataset.select_columns([key]).with_format("arrow").iter(10_000):
+        counted = compute.list_value_length(batch[key])
+        if counted.null_count:
+            return None
+        lengths += counted.to_pylist()
+    return lengths
 
 
 def has_length(dataset: Any) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import IterableDataset
 
 from onward.data.order import has_length
 from onward.errors import DataError, UsageError
@@ -70,9 +72,19 @@ def _check_data(host: TrainerBase) -> None:
             "The `data_collator` should be a simple callable (function, class with `__call__`), got "
             f"{type(host.data_collator).__name__}."
         )
+    if data is not None and args.train_sampling_strategy == "length_aware" and not _has_index(data):
+        raise UsageError(
+            f"train_sampling_strategy='length_aware' looks at the lengths of all samples before the first step, but "
+            f"the train_dataset ({type(data).__name__}) is a stream. Use a map-style data set, or "
+            "train_sampling_strategy='random'."
+        )
     if data is not None and not has_length(data) and args.max_steps <= 0:
         raise DataError(
             f"The train_dataset ({type(data).__name__}) does not implement __len__, so the end of training is "
             "unknown, and "
             f"max_steps is {args.max_steps}. max_steps has to be specified: set it to the number of optimizer steps."
         )
+
+
+def _has_index(data: Any) -> bool:
+    return has_length(data) and not isinstance(data, IterableDataset)

@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler
 
 from onward import engine
 from onward.arguments import option
+from onward.data.draws import key_of, protected, seed_streams
 from onward.data.feed import Feed
 from onward.data.loader import Share, build_loader, order_seed
-from onward.data.order import EpochShuffle, LengthGroupedSampler, has_length, sample_lengths
+from onward.data.order import EpochShuffle, LengthAwareSampler, LengthGroupedSampler, has_length, sample_lengths
 from onward.errors import DataError, UsageError
 from onward.leaving import ignore_signals
 from onward.plan import RunLength, RunPlan, make_plan
@@ -91,6 +92,11 @@ def train_sampler(host: TrainerBase, dataset: Any) -> Sampler[Any]:
     packing, limit = option(args, "packing"), option(args, "max_tokens_per_batch")
     if packing is None and limit is None:
         return sampler
+    if isinstance(sampler, LengthAwareSampler):
+        raise UsageError(
+            f"packing={packing!r} groups samples by length itself, and cannot follow "
+            "train_sampling_strategy='length_aware'. Choose one of them."
+        )
     # With padding, a batch filled up to a number of tokens could be many times as large.
     if packing is None or limit is None or option(args, "padding_free") is not True:
         raise UsageError(
@@ -114,6 +120,15 @@ def _order(host: TrainerBase, dataset: Any) -> Sampler[Any]:
         # Several processes must agree on the order, so theirs cannot come from a generator that each has for itself.
         generator = torch.Generator().manual_seed(order_seed(args.data_seed)) if args.world_size > 1 else None
         return LengthGroupedSampler(lengths, args.train_batch_size * args.gradient_accumulation_steps, generator)
+    if strategy == "length_aware":
+        share = share_of(host)
+        return LengthAwareSampler(
+            EpochShuffle(RandomSampler(dataset), share.seed),
+            _fixed_lengths(host, dataset, share.seed),
+            host._train_batch_size * args.gradient_accumulation_steps * share.world_size,
+            window=option(args, "length_aware_window"),
+            seed=share.seed,
+        )
     if strategy == "batch_rebalance":
         raise UsageError(
             "train_sampling_strategy='batch_rebalance' is not offered by onward. Use 'group_by_length', or "
@@ -121,6 +136,27 @@ def _order(host: TrainerBase, dataset: Any) -> Sampler[Any]:
             "which wastes nothing on padding."
         )
     return RandomSampler(dataset)
+
+
+def _fixed_lengths(host: TrainerBase, dataset: Any, seed: int) -> list[int]:
+    """Tokens per sample, the same whenever and wherever a run asks, also where reading a sample draws numbers."""
+    column = host.args.length_column_name
+    whole = host.train_dataset
+    if column in (getattr(whole, "column_names", None) or ()) and len(whole) == len(dataset):
+        dataset = whole  # the columns that the model does not take are gone from the other
+
+    def measure() -> list[int]:
+        seed_streams(key_of(seed))
+        return sample_lengths(dataset, column, _main_input(host))
+
+    return protected(measure)
+
+
+def strategy_name(args: Any) -> str:
+    """What the order of samples goes by, as a checkpoint remembers it."""
+    name = str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
+    window = option(args, "length_aware_window")
+    return f"{name} over {window} steps" if name == "length_aware" and window > 1 else name
 
 
 def eval_sampler(host: TrainerBase, dataset: Any) -> Sampler[Any] | None:
@@ -179,8 +215,6 @@ def batch_at(host: TrainerBase, step: int) -> list[Any]:
         raise UsageError(f"batch_at({step}): this run has the steps 1 to {plan.max_steps}.")
     epoch, in_epoch = divmod(step - 1, plan.steps_per_epoch)
     feed = Feed(loader, share_of(host), engine.mover(host.accelerator, False) or _same)
-    from onward.data.draws import protected
-
     return protected(
         lambda: list(islice(feed.epoch(epoch, in_epoch * plan.accumulation), plan.batches_in_step(in_epoch)))
     )

@@ -23,7 +23,7 @@ from onward.errors import UsageError
 from onward.loop.accidents import judge
 from onward.loop.account import speed_account
 from onward.loop.continuing import drop_all_but_best, restore_run
-from onward.loop.feeding import plan_run, share_of
+from onward.loop.feeding import plan_run, share_of, strategy_name
 from onward.loop.fit import Run, fit
 from onward.loop.leave import watch
 from onward.loop.resuming import find_checkpoint
@@ -157,7 +157,7 @@ def _start_state(host: TrainerBase, trial: Any) -> None:
     data = host.train_dataset
     host.cursor = Cursor(
         seed=share_of(host).seed,
-        strategy=str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy)),
+        strategy=strategy_name(args),
         num_samples=len(data) if data is not None and has_length(data) else None,
         fingerprint=fingerprint(data) if data is not None else None,
         drop_last=args.dataloader_drop_last,
