@@ -31,7 +31,6 @@ import numpy as np
 import pytest
 import torch
 
-
 OBSERVED = ("onward", "transformers", "accelerate")
 """Packages whose loggers a trainer or a test turns louder or quieter."""
 

@@ -57,6 +57,7 @@ class Leaving:
         self.max_seconds = max_seconds
         self.reason: str | None = None
         self.interrupted = False
+        self._received: int | None = None
         self.save_seconds = 0.0
         """How long the latest save took; the time limit leaves room for one more."""
         self._began = self._last = time.monotonic()
@@ -75,8 +76,12 @@ class Leaving:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._put_back()
-        if self._agreement is not None and error is None:
+        if error is not None:
+            return
+        if self._agreement is not None:
             self._agreement.close()
+        if self._received is not None:  # too late to be acted on here, so whoever handles it outside gets it
+            os.kill(os.getpid(), self._received)
 
     def due(self) -> bool:
         """Whether to leave at this boundary; every process must ask at each of them."""
@@ -98,8 +103,10 @@ class Leaving:
         if number == signal.SIGINT:
             if self.interrupted:
                 self._put_back()
+                self._received = None
                 raise KeyboardInterrupt
             self.interrupted = True
+        self._received = number
         self.reason = self.reason or f"{signal.Signals(number).name} was received"
         # Not through logging: its lock may be held by what was interrupted.
         os.write(2, f"\n{self.reason}: saving at the next boundary, then leaving.\n".encode())

@@ -165,3 +165,9 @@ def test_adapters_are_saved_resumed_and_the_best_loaded() -> None:
     fresh._load_best_model()
     for (name, a), (_, b) in zip(whole.model.state_dict().items(), fresh.model.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_run_that_died_before_it_could_rotate_does_so_at_its_end() -> None:
+    trainer(max_steps=4).train()  # no limit: as if killed behind each commit
+    trainer(max_steps=4, save_total_limit=2).train(resume_from_checkpoint=True)
+    assert steps() == [3, 4]

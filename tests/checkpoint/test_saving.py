@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from tests.tiny import tiny_llama, token_data
 from onward import Trainer, TrainerCallback
 from onward.checkpoint import layout, manifest, problems, snapshot
 from onward.checkpoint.store import list_checkpoints
-from onward.errors import SaveFailed
+from onward.errors import Preempted, SaveFailed
 from onward.loop.listening import hooks_are_overridden, saves_are_listened_to
 
 MANIFEST_AND_TIME = {layout.MANIFEST}
@@ -203,6 +206,80 @@ def test_too_many_failures_in_a_row_end_training(cls: type[Trainer]) -> None:
     with pytest.raises(SaveFailed, match=r"3 checkpoints in a row .*max_failed_saves=3"):
         made.train()
     assert [each.step for each in list_checkpoints("aside")] == [1]
+
+
+class Unblock(logging.Handler):
+    """Takes the file out of the way as soon as a failed save is reported."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "training goes on" in record.msg and Path("aside").exists():
+            Path("run").unlink()
+            os.rename("aside", "run")
+
+
+@pytest.fixture
+def unblock() -> Iterator[None]:
+    handler = Unblock()
+    logging.getLogger("onward").addHandler(handler)
+    yield
+    logging.getLogger("onward").removeHandler(handler)
+
+
+class Told(BlockFolder):
+    """Blocks the run folder, and is told to leave in the same step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        if state.global_step == self.first:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def blocked(cls: type[Trainer], block: BlockFolder, **settings: Any) -> Trainer:
+    made = trainer(cls, metrics_file=False, **settings)
+    block.on_step_begin = lambda *args, **kwargs: made._desk().writer.wait()  # type: ignore[method-assign]
+    made.add_callback(block)
+    return made
+
+
+@pytest.mark.parametrize("cls", [Trainer, Through])
+def test_a_last_save_that_failed_is_tried_again_at_the_end(cls: type[Trainer], unblock: None) -> None:
+    blocked(cls, BlockFolder(4, 99)).train()
+    assert steps() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("cls", [Trainer, Through])
+@pytest.mark.parametrize("save_steps", [1, 100])
+def test_a_save_that_fails_on_leaving_is_tried_again(
+    cls: type[Trainer], save_steps: int, unblock: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Preempted):
+        blocked(cls, Told(2, 99), save_steps=save_steps).train()
+    assert steps()[-1] == 2
+    assert "Left at step 2, because SIGTERM was received. The run is saved" in caplog.text
+
+
+@pytest.mark.parametrize("cls", [Trainer, Through])
+def test_leaving_without_having_saved_is_said(cls: type[Trainer], caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(Preempted):
+        blocked(cls, Told(2, 99), max_failed_saves=9).train()
+    assert "This step could NOT be saved" in caplog.text
+    assert "The run is saved" not in caplog.text
+
+
+def test_a_signal_during_the_last_save_waits_for_it() -> None:
+    made = trainer()
+    flush = made._flush_saves
+
+    def flush_and_hear(collective: bool = True) -> None:
+        if collective and made.state.global_step == 4 and made._desk().writer.busy:
+            os.kill(os.getpid(), signal.SIGTERM)
+        flush(collective)
+
+    made._flush_saves = flush_and_hear  # type: ignore[method-assign]
+    with pytest.raises(Preempted):
+        made.train()
+    assert steps() == [1, 2, 3, 4]
+    assert problems("run/checkpoint-4") == []
 
 
 def test_on_save_does_not_fire_for_a_failed_save() -> None:

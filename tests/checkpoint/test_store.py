@@ -173,3 +173,12 @@ def test_sizes_alone_miss_a_flipped_bit_that_the_hash_finds(run_dir: Path) -> No
     file.write_bytes(data)
     assert store.problems(file.parent, deep=False) == []
     assert "content was altered" in store.problems(file.parent)[0]
+
+
+def test_a_clock_that_was_set_back_does_not_make_the_later_run_the_older(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(run_dir, 500, run="old")
+    monkeypatch.setattr(manifest.time, "time", lambda: 1e9)
+    write_checkpoint(run_dir, 10, run="new")
+    assert steps(run_dir) == [500, 10]

@@ -36,7 +36,7 @@ class Pauses(TrainerCallback):
     def reached(self, where: str, args: Any) -> None:
         if where == self.pause_at:
             (self.folder / f"{where}-{args.process_index}").touch()
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while not (self.folder / "go").exists() and time.monotonic() < deadline:
                 time.sleep(0.01)
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
-from onward import EarlyStoppingCallback, Trainer, TrainingArguments
+from onward import EarlyStoppingCallback, ExportableState, Trainer, TrainerCallback, TrainingArguments
 from tests.tiny import RegressionData, TinyRegression
 
 SIZE = 22  # with batches of 4 the last one is short
@@ -54,6 +54,29 @@ class Stream(IterableDataset[dict[str, Tensor]]):
             yield self.data[index]
 
 
+class StatefulStream(IterableDataset[dict[str, Tensor]]):
+    """The same with a state, so that nothing is replayed."""
+
+    def __init__(self, size: int = SIZE) -> None:
+        self.data, self.at, self.loaded = Augmented("torch", size), 0, False
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        info = get_worker_info()
+        start, step = (0, 1) if info is None else (info.id, info.num_workers)
+        self.at, self.loaded = self.at if self.loaded else start, False
+        while self.at < len(self.data):
+            index, self.at = self.at, self.at + step
+            yield self.data[index]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands."""
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.at, self.loaded = state["at"], True
+
+
 class OwnLoader(Trainer):
     """Builds its loader as scripts do that need something special."""
 
@@ -66,6 +89,52 @@ class PlainLoader(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.train_dataset, batch_size=4, shuffle=True, num_workers=0)
+
+
+class GeneratorLoader(Trainer):
+    """Shuffles with a generator of the user's, which goes on from epoch to epoch."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.train_dataset, 4, shuffle=True, generator=torch.Generator().manual_seed(7))
+
+
+class OwnSampler(Sampler[int]):
+    """An order from generators of its own."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.python, self.numpy = size, random.Random(3), np.random.default_rng(3)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self.size))
+        self.python.shuffle(order)
+        self.numpy.shuffle(order)
+        return iter(order)
+
+
+class SamplerLoader(Trainer):
+    """Has a sampler of the user's."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.train_dataset, 4, sampler=OwnSampler(len(self.train_dataset)))
+
+
+class MovingAverage(TrainerCallback, ExportableState):
+    """A callback whose state is logged."""
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.mean = 0.9 * self.mean + 0.1 * logs["loss"]
+            logs["mean"] = self.mean
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {}, "attributes": {"mean": self.mean}}
 
 
 class DrawsInEvaluation(Trainer):
@@ -153,11 +222,6 @@ SCENARIOS: dict[str, Scenario] = {
         {"dataloader_num_workers": 2}, data=lambda: Augmented("python"), resumed_arguments={"dataloader_num_workers": 0}
     ),
     "accumulation": Scenario({"gradient_accumulation_steps": 2}, data=lambda: Augmented("torch"), dropout=0.3),
-    "another split of the batch": Scenario(
-        {"gradient_accumulation_steps": 1},
-        data=lambda: RegressionData(24),
-        resumed_arguments={"gradient_accumulation_steps": 1},
-    ),
     "dropout": Scenario(dropout=0.5, data=lambda: RegressionData(SIZE)),
     "bf16": Scenario({"bf16": True}, dropout=0.2, data=lambda: Augmented("torch")),
     "log lines between saves": Scenario({"logging_steps": 4, "save_steps": 3}, data=lambda: Augmented("torch")),
@@ -196,10 +260,32 @@ SCENARIOS: dict[str, Scenario] = {
     "a stream of one pass": Scenario({"max_steps": 5}, data=lambda: Stream(40)),
     "a stream of many passes": Scenario(STREAMING, data=Stream, dropout=0.2),
     "a stream with workers": Scenario(STREAMING | {"dataloader_num_workers": 2}, data=Stream),
+    "a stream with fewer workers later": Scenario(
+        STREAMING | {"dataloader_num_workers": 2}, data=Stream, resumed_arguments={"dataloader_num_workers": 0}
+    ),
+    "a stream with a state and workers": Scenario(STREAMING | {"dataloader_num_workers": 2}, data=StatefulStream),
+    "a stream with persistent workers": Scenario(
+        STREAMING | {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}, data=StatefulStream
+    ),
     "a stream of datasets": Scenario(STREAMING, data=lambda: hf_stream(False)),
     "a shuffled stream of datasets": Scenario(STREAMING, data=lambda: hf_stream(True), dropout=0.2),
     "a loader of the user's": Scenario(data=lambda: Augmented("torch"), trainer=OwnLoader, dropout=0.3),
     "a plain loader of the user's": Scenario(data=lambda: Augmented("numpy"), trainer=PlainLoader, dropout=0.3),
+    "a shuffled stream of datasets with workers": Scenario(
+        STREAMING | {"dataloader_num_workers": 2}, data=lambda: hf_stream(True), dropout=0.2
+    ),
+    "a loader with a generator": Scenario({"num_train_epochs": 3}, trainer=GeneratorLoader, dropout=0.3),
+    "a sampler of the user's": Scenario(data=lambda: Augmented("torch"), trainer=SamplerLoader, dropout=0.3),
+    "a callback with a state": Scenario(dropout=0.3, extra=lambda: {"callbacks": [MovingAverage()]}),
+    "a schedule that waits for a metric": Scenario(
+        EVALUATING
+        | {
+            "lr_scheduler_type": "reduce_lr_on_plateau",
+            "lr_scheduler_kwargs": {"patience": 0},
+            "metric_for_best_model": "loss",
+        },
+        extra=with_evaluation,
+    ),
     "a schedule with warm-up": Scenario({"lr_scheduler_type": "cosine", "warmup_steps": 3, "optim": "adafactor"}),
     "neftune-like noise": Scenario(
         {"data_seed": 9, "max_grad_norm": 0.1}, dropout=0.1, data=lambda: Augmented("torch")

@@ -23,6 +23,8 @@ def what_happened(trainer: Trainer, loss: float) -> dict[str, Any]:
         {k: v for k, v in line.items() if not any(word in k for word in _CLOCK)} for line in trainer.state.log_history
     ]
     weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for number, state in trainer.optimizer.state_dict()["state"].items():
+        weights |= {f"{name} of parameter {number}": torch.as_tensor(value) for name, value in state.items()}
     return {"weights": weights, "history": history, "loss": loss, "step": trainer.state.global_step}
 
 

@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from onward.errors import UsageError
+from onward.errors import Preempted, UsageError
 from onward.leaving import Leaving, parse_signals
 
 SCRIPT = Path(__file__).with_name("leaver.py")
@@ -31,12 +32,12 @@ def start(folder: Path, *options: str, ranks: int = 1, restarts: int = 0) -> sub
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120) -> str:
+def finish(process: subprocess.Popen[str], timeout: float = 300) -> str:
     output, _ = process.communicate(timeout=timeout)
     return output
 
 
-def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 90) -> None:
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
         assert process.poll() is None, finish(process)
@@ -54,6 +55,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     output = finish(start(folder))
     assert (folder / "result-0.json").exists(), output
     return result(folder)
+
+
+@pytest.fixture
+def passed_on() -> Iterator[list[int]]:
+    """The signals that reached the handler which stood before training."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
+    yield received
+    signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +147,7 @@ def test_a_killed_rank_and_a_restarted_group(tmp_path: Path) -> None:
     assert [result(killed, r) for r in (0, 1)] == [result(whole, r) for r in (0, 1)]
 
 
-def test_handlers_stand_only_inside() -> None:
+def test_handlers_stand_only_inside(passed_on: list[int]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Leaving(parse_signals("SIGTERM,sigusr1")) as leaving:
         assert signal.getsignal(signal.SIGTERM) is not before
@@ -145,7 +155,18 @@ def test_handlers_stand_only_inside() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert leaving.due()
         assert leaving.reason == "SIGUSR1 was received"
+        assert passed_on == []
     assert signal.getsignal(signal.SIGTERM) is before
+    assert passed_on == [signal.SIGUSR1]  # nobody left because of it
+
+
+def test_a_signal_that_was_acted_on_is_not_passed_on(passed_on: list[int]) -> None:
+    leaving = Leaving(parse_signals("SIGUSR1"))
+    leaving.__enter__()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert leaving.due()
+    leaving.__exit__(Preempted, Preempted(143), None)
+    assert passed_on == []
 
 
 def test_a_second_interrupt_leaves_at_once() -> None:

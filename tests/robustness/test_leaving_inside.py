@@ -67,6 +67,30 @@ def test_it_goes_on_exactly(at: int, finds: bool, tmp_path: Path) -> None:
     ends_alike(again, whole)
 
 
+class Normalised(TinyRegression):
+    """Keeps running statistics, which every forward moves."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.3)
+        self.norm = torch.nn.BatchNorm1d(8)  # type: ignore[assignment]
+
+
+def test_running_statistics_are_taken_back_too(tmp_path: Path) -> None:
+    def made(name: str, at: int = -1) -> Trainer:
+        it = trainer(tmp_path / name, Augmented("torch", 40), Signalled(at))
+        return Trainer(Normalised(), it.args, train_dataset=it.train_dataset, callbacks=it.callback_handler.callbacks)
+
+    whole = made("whole")
+    whole.train()
+    with pytest.raises(Preempted):
+        made("left", at=3).train()
+    again = made("left")
+    again.train(resume_from_checkpoint=True)
+    ends_alike(again, whole)
+    for a, b in zip(again.model.buffers(), whole.model.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_stream_finishes_the_step(tmp_path: Path) -> None:
     left = trainer(tmp_path, RegressionStream(80), Signalled(2), max_steps=6)
     with pytest.raises(Preempted):

@@ -6,6 +6,7 @@ others add later (a model card, an evaluation) are not in it and are no damage.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from onward.errors import BrokenCheckpoint
 
 FORMAT = 1
 _CHUNK = 1 << 22
+_NO_SUCH_CALL = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF})
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,18 @@ class Manifest:
         return sum(record.size for record in self.files.values())
 
 
-def seal(folder: Path, run: str, step: int) -> Manifest:
-    """Flush every file under `folder` to disk, then write and flush the manifest that names them all."""
+def seal(folder: Path, run: str, step: int, saved_after: float = 0.0) -> Manifest:
+    """Flush every file under `folder` to disk, then write and flush the manifest that names them all.
+
+    `saved_after`: when the newest checkpoint beside it was saved. The clock may have been set back since then, and the
+    run that saved last must stay the newest.
+    """
     files: dict[str, FileRecord] = {}
     folders = {folder}
     for path in _files_under(folder):
         files[path.relative_to(folder).as_posix()] = _hash_file(path, flush=True)
         folders.update(parent for parent in path.parents if folder in parent.parents)
-    manifest = Manifest(run=run, step=step, saved_at=time.time(), files=files)
+    manifest = Manifest(run=run, step=step, saved_at=max(time.time(), saved_after + 0.001), files=files)
     write_flushed(folder / layout.MANIFEST, _encode(manifest))
     for each in sorted(folders, reverse=True):
         flush_folder(each)
@@ -101,10 +107,16 @@ def compare(folder: Path, manifest: Manifest, deep: bool = True) -> list[str]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that a new or renamed name in it survives a power cut."""
+    """Flush a folder's entries to disk, so that a new or renamed name in it survives a power cut.
+
+    Some network and user-space file systems refuse that for folders; no checkpoint could be saved there otherwise.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_CALL:
+            raise
     finally:
         os.close(descriptor)
 

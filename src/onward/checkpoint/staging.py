@@ -19,6 +19,7 @@ from pathlib import Path
 
 from onward.checkpoint import layout, manifest
 from onward.checkpoint.owner import Owner, current
+from onward.errors import BrokenCheckpoint
 
 _REPLACED = "replaced-"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -37,7 +38,11 @@ class Staging:
         """Make a staging folder beside `target`; raises OSError where that cannot be."""
         target.parent.mkdir(parents=True, exist_ok=True)
         outer = _new_outer(target.parent)
-        return cls.at(outer / target.name, target)
+        try:
+            return cls.at(outer / target.name, target)
+        except OSError:
+            shutil.rmtree(outer, ignore_errors=True)
+            raise
 
     @classmethod
     def at(cls, path: Path, target: Path) -> Staging:
@@ -47,7 +52,7 @@ class Staging:
 
     def commit(self, run: str, step: int) -> manifest.Manifest:
         """Flush and seal what was written, then let it appear as `target`, replacing an older one of that name."""
-        sealed = manifest.seal(self.path, run, step)
+        sealed = manifest.seal(self.path, run, step, saved_after=_latest_save(self.target.parent))
         _move_into_place(self.path, self.target, self.outer)
         manifest.flush_folder(self.target.parent)
         self.discard()
@@ -105,6 +110,14 @@ def remove_checkpoint(path: Path) -> None:
         os.rename(path, outer / path.name)
     finally:
         shutil.rmtree(outer, ignore_errors=True)
+
+
+def _latest_save(folder: Path) -> float:
+    latest = 0.0
+    for path in folder.glob(f"{layout.PREFIX}-*/{layout.MANIFEST}"):
+        with contextlib.suppress(BrokenCheckpoint):
+            latest = max(latest, getattr(manifest.read(path.parent), "saved_at", 0.0))
+    return latest
 
 
 def _new_outer(folder: Path) -> Path:

@@ -14,8 +14,10 @@ import torch
 from onward.data.batches import MicroBatches
 from onward.data.draws import Streams, capture, from_plain, key_of, mark, restore, rewind, seed_streams, to_plain
 from onward.data.fetch import Samples
+from onward.data.generators import restore_states, states_of
 from onward.data.loader import Share, TrainLoader, adopt_loader
 from onward.data.pieces import Limit, Pieces, cut, size_of
+from onward.errors import CheckpointMismatch
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +36,28 @@ class Feed:
         self.loader: Any = loader if native is None else native
         self._native = native
         self._given = 0
+        self._epoch = 0
         self._limit: Limit | None = None
         self._collates_again = False
         self._epoch_streams: Streams | None = None
+        self._epoch_generators: list[Any] = []
+        self._undrawn: list[Any] | None = None
+        """Where the generators of the samplers stood behind the order of an epoch that was only entered at its end."""
         self._restored: dict[str, Any] | None = None
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Any]:
         """Iterate over the micro-batches of an epoch, leaving out the first `skip`."""
+        if self._undrawn is not None:
+            restore_states(self.loader, self._undrawn)
         restored, self._restored = self._restored, None
-        if restored is not None and skip:
-            # Samplers may have drawn the order from the global generators when the epoch began.
-            restore(restored["epoch_streams"])
-        self._epoch_streams = capture()
+        self._undrawn = restored["generators"] if restored is not None and skip else None
+        if restored is not None:
+            # Samplers draw the order when the epoch begins: from the global generators, or from one of their own.
+            if skip:
+                restore(restored["epoch_streams"])
+            restore_states(self.loader, restored["epoch_generators" if skip else "generators"])
+        self._epoch = epoch
+        self._epoch_streams, self._epoch_generators = capture(), states_of(self.loader)
         if self._native is None:
             _set_epoch(self.loader, epoch)
             batches = self._isolated(epoch)
@@ -61,10 +73,24 @@ class Feed:
         """Whether the data is map-style, in a loader that can be entered anywhere without reading what lies before."""
         return self._native is not None and isinstance(self._native.dataset, Samples)
 
-    @property
-    def epoch_streams(self) -> Streams | None:
-        """The states of the global CPU generators at the begin of the epoch that is being given out."""
-        return self._epoch_streams
+    def rewind_to_epoch(self) -> None:
+        """Put all generators on the CPU back to where they stood when the epoch that is being given out began."""
+        assert self._epoch_streams is not None
+        restore(self._epoch_streams)
+        restore_states(self.loader, self._epoch_generators)
+
+    def draws_order(self) -> bool:
+        """Whether the order of an epoch depends on where generators stand when it begins; moves them to find out."""
+        if self._native is not None and not self.has_index:
+            return False
+        before = mark(), states_of(self.loader)
+        next(iter(self.loader if self._native is None else self._native.batch_sampler), None)  # type: ignore[arg-type]
+        return (mark(), states_of(self.loader)) != before
+
+    def begin_as(self, state: dict[str, Any]) -> None:
+        """Put the generators to where they stood at the begin of the epoch that `state_dict` wrote `state` in."""
+        restore(from_plain(state["epoch_streams"]))
+        restore_states(self.loader, state["epoch_generators"])
 
     def limit(self, limit: Limit) -> None:
         """Give out micro-batches as `Pieces` of at most `limit` samples, from the next epoch on."""
@@ -94,7 +120,7 @@ class Feed:
         return [batches.weight(number) for number in range(self._given - count, self._given)]
 
     def _counted(self, batches: Iterator[Any], skipped: int) -> Iterator[Any]:
-        self._given = skipped
+        self._given, self._undrawn = skipped, None
         for batch in batches:
             self._given += 1
             yield batch
@@ -103,17 +129,39 @@ class Feed:
         """What this process needs to enter the epoch again where it stands now, JSON-able."""
         stream = None if self._native is None else self._native.stream_state()
         return {
+            "epoch": self._epoch,
             "epoch_streams": to_plain(self._epoch_streams or capture()),
+            "epoch_generators": self._epoch_generators,
+            "generators": states_of(self.loader) if self._undrawn is None else self._undrawn,
             "stream": None if stream is None else _pack(stream),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Prepare the next call of `epoch` to go on from `state`."""
-        stream = state["stream"]
+    def load_state_dict(self, state: dict[str, Any], allow_mismatch: bool = False) -> None:
+        """Prepare the next call of `epoch` to go on from `state`, which any process may have written.
+
+        Raises:
+            CheckpointMismatch: the stream was split over another number of processes, and `allow_mismatch` is false.
+        """
+        packed = state["stream"]
+        stream = None if packed is None else self._check_stream(_unpack(packed), allow_mismatch)
         self._restored = {
             "epoch_streams": from_plain(state["epoch_streams"]),
-            "stream": None if stream is None else _unpack(stream),
+            "epoch_generators": state.get("epoch_generators", []),
+            "generators": state.get("generators", []),
+            "stream": stream,
         }
+
+    def _check_stream(self, stream: dict[str, Any], allow_mismatch: bool) -> dict[str, Any] | None:
+        now = getattr(getattr(self._native, "dataset", None), "split", 1)
+        if stream["split"] == now and not (allow_mismatch and stream["workers"] != max(1, self.loader.num_workers)):
+            return stream
+        if allow_mismatch:
+            return None
+        raise CheckpointMismatch(
+            f"This checkpoint cannot be resumed exactly: its stream was split into {stream['split']} shards, one for "
+            f"each process, and would be split into {now} now, so samples would be lost and repeated. Start as many "
+            "processes as before, or pass allow_resume_mismatch=True to go on from about the same place."
+        )
 
     def _isolated(self, epoch: int) -> Iterator[Any]:
         # The first batch comes from the stream as it is, because samplers draw the order there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +15,8 @@ from onward.data.fetch import Collate, Samples
 from onward.data.order import EpochShuffle
 from onward.data.pieces import Limit, Pieces
 from onward.data.streams import Carried, Start, Stream, StreamCollate, Track, is_idle
+
+logger = logging.getLogger(__name__)
 
 _WORKER_OPTIONS = (
     "num_workers",
@@ -47,7 +50,7 @@ class TrainLoader(DataLoader[Any]):
         """`move` puts a batch on the training device; `options` are `DataLoader`'s."""
         super().__init__(dataset, **options)
         self.move = move
-        self._track = Track(max(1, self.num_workers))
+        self._track = self._new_track()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
@@ -70,20 +73,36 @@ class TrainLoader(DataLoader[Any]):
         if not isinstance(self.dataset, Stream):
             self.batch_sampler.skip = batches  # type: ignore[union-attr]
             return 0
+        workers = max(1, self.num_workers)
+        if stream_state is not None and stream_state["workers"] != workers:
+            workers = self._keep_workers(stream_state["workers"])
         if not batches:
             return 0
-        workers = max(1, self.num_workers)
         if stream_state is None and workers == 1:
             per_batch = self.dataset.batch_size * self.dataset.world_size
             self.dataset.starts = {0: Start(batches * per_batch)}
             return 0
-        if stream_state is None or stream_state["workers"] != workers or not stream_state["in_turn"]:
+        if stream_state is None or not stream_state["in_turn"]:
             return batches
         self._track = Track(**stream_state)
         self.dataset.starts = self._track.starts()
         if workers == 1:
             self.dataset.starts[0].idle_first = False
         return 0
+
+    def _keep_workers(self, workers: int) -> int:
+        """Go on with as many workers as the run had: the order of a stream that they share out depends on that."""
+        logger.warning(
+            "Resuming: the order of this stream depends on the number of loader workers, so the run goes on with the "
+            "%d that it began with, not %d. Pass allow_resume_mismatch=True to change it; samples are then lost or "
+            "repeated.", workers, self.num_workers,
+        )  # fmt: skip
+        self.num_workers = workers
+        self.prefetch_factor = self.prefetch_factor or 2
+        return workers
+
+    def _new_track(self) -> Track:
+        return Track(max(1, self.num_workers), getattr(self.dataset, "split", 1))
 
     def stream_state(self) -> dict[str, Any] | None:
         """What `enter` needs to begin behind the last micro-batch given out; `None` for data with an index."""
@@ -141,7 +160,7 @@ class TrainLoader(DataLoader[Any]):
                 yield batch
         finally:
             if self._track is track:  # a generator of an earlier epoch may be collected late
-                self._track = Track(max(1, self.num_workers))
+                self._track = self._new_track()
 
 
 def build_loader(

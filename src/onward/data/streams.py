@@ -79,8 +79,11 @@ class Stream(IterableDataset[Any]):
     def __init__(
         self, dataset: Any, seed: int, batch_size: int, *, drop_last: bool = False, rank: int = 0, world_size: int = 1
     ) -> None:
+        self.split = 1
+        """Processes that the data set itself is split over."""
         shards = getattr(dataset, "num_shards", 0)
         if world_size > 1 and hasattr(dataset, "shard") and shards >= world_size:
+            self.split = world_size
             dataset, rank, world_size = dataset.shard(num_shards=world_size, index=rank), 0, 1
         self.dataset = dataset
         self.seed = seed
@@ -145,6 +148,8 @@ class Stream(IterableDataset[Any]):
             self.pulled += 1
             if self.pulled > skip:
                 yield sample
+            elif self.pulled == skip:
+                logger.warning(f"Resuming: dropped {skip:,} samples in {time.monotonic() - began:.1f} s.")
             elif (now := time.monotonic()) - last > 10:
                 last = now
                 left = (now - began) / self.pulled * (skip - self.pulled)
@@ -202,6 +207,7 @@ class Track:
     """Follows the batches that leave the loader, to know where each worker's copy of the stream stands."""
 
     workers: int
+    split: int = 1
     batches: int = 0
     in_turn: bool = True
     """Whether every batch came from the worker whose turn it was, that is, none has run dry."""
@@ -221,6 +227,7 @@ class Track:
         """What a later run needs to begin behind the last batch."""
         return {
             "workers": self.workers,
+            "split": self.split,
             "batches": self.batches,
             "in_turn": self.in_turn,
             "samples": dict(self.samples),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onward.data.feed import Feed
     from onward.leaving import Leaving
     from onward.loop.accidents import Rollback
+    from onward.loop.undo import Buffers
     from onward.meters import Meters
     from onward.optim.clip import Gradients
     from onward.plan import RunPlan
@@ -104,6 +105,7 @@ class TrainerBase:
     _told_uncountable: bool = False
     _modules: list[nn.Module] | None = None
     _gradients: Gradients | None = None
+    _buffers: Buffers | None = None
     _main_input: tuple[weakref.ref[nn.Module], str] | None = None
     _loggers_initialized: bool = False
     _memory_tracker: Any = None
@@ -230,6 +232,7 @@ class TrainerBase:
         def _end_saves(self) -> None: ...
         def _begin_saves(self, checkpoint: Path | None) -> None: ...
         def _save_just_failed(self) -> bool: ...
+        def _save_failed(self) -> bool: ...
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None: ...
         def _default_callbacks(self) -> list[Any]: ...

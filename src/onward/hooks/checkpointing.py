@@ -89,6 +89,10 @@ class CheckpointHooks(TrainerBase):
         failed, self._desk().just_failed = self._desk().just_failed, False
         return failed
 
+    def _save_failed(self) -> bool:
+        """Whether the last save that is settled (see `_flush_saves`) failed; the same on all ranks."""
+        return self._desk().failures_in_a_row > 0
+
     def _flush_saves(self, collective: bool = True) -> None:
         """Return once no save is in flight; raises `SaveFailed` for one failure too many.
 
@@ -99,8 +103,9 @@ class CheckpointHooks(TrainerBase):
         self._desk().writer.wait()
 
     def _end_saves(self) -> None:
-        """Flush, then give back the host memory that saves used: the end of training."""
+        """Flush, rotate, then give back the host memory that saves used: the end of training."""
         self._flush_saves()
+        saving.rotate_at_the_end(self)
         self._desk().writer.buffers.release()
 
     if TYPE_CHECKING:

@@ -36,6 +36,8 @@ class SaveDesk:
     failed: list[tuple[str, Exception]] = field(default_factory=list)
     committed: deque[Path] = field(default_factory=partial(deque, maxlen=64))
     """Not yet taken by `_committed_saves`; bounded, because nobody has to take them."""
+    newest: Path | None = None
+    """The newest checkpoint of the run that is known to be whole."""
     unsettled: int = 0
     """Saves that were committed and that `settle_saves` has not heard of yet."""
     best_before: dict[str, str | None] = field(default_factory=dict)
@@ -138,7 +140,7 @@ def _save_beside(job: SaveJob, copies: _Copies) -> None:
         if is_storage_failure(error):
             logger.error("The checkpoint %s could not be saved: %s", job.target, error)
         raise
-    rotate(job)
+    rotate(job.record.run, job.target, job.limit, job.best)
 
 
 def _write_copies(job: SaveJob, copies: _Copies, folder: Path) -> None:
@@ -158,12 +160,12 @@ def _write_copies(job: SaveJob, copies: _Copies, folder: Path) -> None:
     job.record.write(folder)
 
 
-def rotate(job: SaveJob) -> None:
-    """Delete old checkpoints after `job` was committed; that this fails does not make the save a failed one."""
+def rotate(run: str, newest: Path, limit: int | None, best: Path | None) -> None:
+    """Delete old checkpoints beside `newest`, which is whole; that this fails does not make a save a failed one."""
     try:
-        store.rotate(job.target.parent, job.limit, job.record.run, keep=job.target, best=job.best)
+        store.rotate(newest.parent, limit, run, keep=newest, best=best)
     except OSError as error:
-        logger.error("Old checkpoints in %s could not be deleted: %s", job.target.parent, error)
+        logger.error("Old checkpoints in %s could not be deleted: %s", newest.parent, error)
 
 
 def tokenizer_of(host: CheckpointHooks) -> Any:

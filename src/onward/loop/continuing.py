@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onward.arguments import option
-from onward.checkpoint import read_record, store
+from onward.checkpoint import read_record
 from onward.cursor import Cursor
 from onward.loop.resuming import locate_best
 from onward.loop.step import settle_input_tokens
@@ -71,7 +71,7 @@ def restore_run(host: TrainerBase, checkpoint: str) -> bool:
     mine = record.of_rank(host.args.process_index)
     host.meters.load_state_dict(mine.get("meters", {}))
     extra = mine.get("extra", {})
-    _restore_loop(host, extra, same_world=record.world_size == host.args.world_size)
+    _restore_loop(host, extra)
     return _was_ended(host, extra.get("stopped_before"))
 
 
@@ -149,7 +149,7 @@ def _place(host: TrainerBase, recorded: dict[str, Any] | None) -> Cursor:
     return replace(cursor, step=0) if host.args.ignore_data_skip and not cursor.epoch_ended else cursor
 
 
-def _restore_loop(host: TrainerBase, extra: dict[str, Any], same_world: bool) -> None:
+def _restore_loop(host: TrainerBase, extra: dict[str, Any]) -> None:
     if not extra:
         return
     host._tr_loss = torch.tensor(extra["open_loss"], device=host.args.device)
@@ -158,8 +158,7 @@ def _restore_loop(host: TrainerBase, extra: dict[str, Any], same_world: bool) ->
     host._due_after_resume = extra["due"]
     host._step_figures = StepFigures(*extra["figures"])
     if extra["feed"] is not None and host.feed is not None and not host.args.ignore_data_skip:
-        feed = extra["feed"] if same_world else {**extra["feed"], "stream": None}
-        host.feed.load_state_dict(feed)
+        host.feed.load_state_dict(extra["feed"], allow_mismatch=bool(option(host.args, "allow_resume_mismatch")))
     _tell_changes(extra["arguments"], {k: str(v) for k, v in host.args.to_sanitized_dict().items()})
 
 
@@ -171,13 +170,3 @@ def _tell_changes(before: dict[str, str], now: dict[str, str]) -> None:
     ]
     if changed:
         logger.warning("Resuming with other arguments than the checkpoint was made with:\n%s", "\n".join(changed))
-
-
-def drop_all_but_best(host: TrainerBase, trial: Any) -> None:
-    """At the end of a run that keeps one checkpoint, that one is the best."""
-    best = host.state.best_model_checkpoint
-    if not host.args.should_save or best is None or host.args.save_total_limit != 1:
-        return
-    record = read_record(best) if Path(best).is_dir() else None
-    if record is not None:
-        store.rotate(Path(host._get_output_dir(trial=trial)), 1, record.run, keep=Path(best), best=Path(best))

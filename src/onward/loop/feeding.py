@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +12,10 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler
 
 from onward import engine
 from onward.arguments import option
+from onward.checkpoint import list_checkpoints, problems, read_record
 from onward.data.draws import key_of, protected, seed_streams
 from onward.data.feed import Feed
+from onward.data.generators import restore_states, states_of
 from onward.data.loader import Share, build_loader, order_seed
 from onward.data.order import EpochShuffle, LengthAwareSampler, LengthGroupedSampler, has_length, sample_lengths
 from onward.errors import DataError, UsageError
@@ -207,7 +210,7 @@ def batch_at(host: TrainerBase, step: int) -> list[Any]:
     """The collated micro-batches of optimizer step `step` (from 1) on this process.
 
     Raises:
-        UsageError: the run has no such step.
+        UsageError: the run has no such step, or its order came from generators whose state then is not known anymore.
     """
     loader = host.get_train_dataloader()
     plan = plan_run(host, loader, host.args)
@@ -215,8 +218,35 @@ def batch_at(host: TrainerBase, step: int) -> list[Any]:
         raise UsageError(f"batch_at({step}): this run has the steps 1 to {plan.max_steps}.")
     epoch, in_epoch = divmod(step - 1, plan.steps_per_epoch)
     feed = Feed(loader, share_of(host), engine.mover(host.accelerator, False) or _same)
-    return protected(
-        lambda: list(islice(feed.epoch(epoch, in_epoch * plan.accumulation), plan.batches_in_step(in_epoch)))
+
+    def batches() -> list[Any]:
+        if feed.draws_order():
+            feed.begin_as(_begin_of(host, epoch))
+        return list(islice(feed.epoch(epoch, in_epoch * plan.accumulation), plan.batches_in_step(in_epoch)))
+
+    kept = states_of(loader)
+    try:
+        return protected(batches)
+    finally:
+        restore_states(loader, kept)
+
+
+def _begin_of(host: TrainerBase, epoch: int) -> dict[str, Any]:
+    """What the feed of this run, or a checkpoint of it, knows about the begin of an epoch."""
+    if host.feed is not None and (live := host.feed.state_dict())["epoch"] == epoch:
+        return live
+    folder = Path(host._get_output_dir(trial=host._trial))
+    for each in reversed(list_checkpoints(folder) if folder.is_dir() else []):
+        if problems(each.path, deep=False) or (record := read_record(each.path)) is None:
+            continue
+        feed: dict[str, Any] | None = record.of_rank(host.args.process_index).get("extra", {}).get("feed")
+        if feed is not None and feed["epoch"] == epoch:
+            return feed
+    raise UsageError(
+        f"batch_at: the order of epoch {epoch} (from 0) was drawn from random number generators as they stood when it "
+        f"began, and there is no checkpoint of that epoch in {folder} that knows. Save once in each epoch, or let "
+        "onward shuffle (train_sampling_strategy='random' without a loader or generator of your own), whose order is "
+        "a function of (seed, epoch)."
     )
 
 

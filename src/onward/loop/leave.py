@@ -11,7 +11,7 @@ from onward.arguments import option
 from onward.checkpoint import parts
 from onward.errors import Preempted
 from onward.leaving import Leaving, parse_signals
-from onward.loop.undo import Start
+from onward.loop.undo import Buffers, Start
 
 if TYPE_CHECKING:
     from onward.hooks.base import TrainerBase
@@ -57,7 +57,9 @@ def leave_inside(host: TrainerBase, model: Any, trial: Any, is_first: bool) -> C
     leaving, feed = host._leaving, host.feed
     if leaving is None or feed is None or not feed.has_index:
         return None
-    start = Start(host, streams=feed.epoch_streams if is_first else None)
+    if host._buffers is None:
+        host._buffers = Buffers(model)
+    start = Start(host, host._buffers, feed.rewind_to_epoch if is_first else None)
 
     def leave() -> None:
         if leaving.due():
@@ -88,20 +90,39 @@ def evaluate_or_leave(host: TrainerBase, model: Any, trial: Any, ignore_keys: li
 
 
 def save_and_leave(host: TrainerBase, model: Any, trial: Any) -> None:
-    """Save unless this step is saved already, wait until it is on disk, and leave."""
+    """Save unless this step is saved already, wait until it is on disk, and leave.
+
+    A save that fails is tried once more: there is no later step that would.
+    """
     leaving, step = host._leaving, host.state.global_step
     assert leaving is not None
-    if host._saved_step != step or host._due_after_resume:
+    host._flush_saves()  # this step's own save may be in flight yet, and fail
+    due = host._due_after_resume
+    for _ in range(2):
+        if host._saved_step == step and not due and not host._save_failed():
+            break
         save(host, model, trial)
-    host._flush_saves()
-    logger.warning(
-        "Left at step %d, because %s. The run is saved; go on with trainer.train(resume_from_checkpoint=True).",
-        step,
-        leaving.reason,
-    )
+        host._flush_saves()
+        due = None
+    logger.warning("Left at step %d, because %s. %s", step, leaving.reason, _what_is_saved(host))
     if leaving.interrupted:
         raise KeyboardInterrupt
     raise Preempted(option(host.args, "preemption_exit_code"))
+
+
+def _what_is_saved(host: TrainerBase) -> str:
+    if host._save_failed():
+        return "This step could NOT be saved; resume_from_checkpoint=True goes on from the last good checkpoint."
+    return "The run is saved; go on with trainer.train(resume_from_checkpoint=True)."
+
+
+def finish_saving(host: TrainerBase, model: Any, trial: Any) -> None:
+    """At the end of training: wait until the last save is on disk; one that failed is tried once more, with the end."""
+    host._flush_saves()
+    if host._save_failed():
+        save(host, model, trial)
+        host._flush_saves()
+    host._leave_if_asked(model, trial)  # a signal that came meanwhile
 
 
 def save(host: TrainerBase, model: Any, trial: Any) -> None:

@@ -44,6 +44,7 @@ def open_run(host: CheckpointHooks, checkpoint: Path | None, output_dir: str) ->
     """
     host._desk_or_none = None
     desk = host._desk()
+    desk.newest = checkpoint
     if checkpoint is not None and (record := read_record(checkpoint)) is not None:
         desk.run = record.run if not _abandons_later(checkpoint, record.run) else new_run_id()
     desk.run = ranks.from_first(desk.run)

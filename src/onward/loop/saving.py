@@ -59,10 +59,11 @@ def save_checkpoint(host: CheckpointHooks, trial: Any) -> None:
         return
     desk.failures_in_a_row = 0
     desk.committed.append(job.target)
+    desk.newest = job.target
     if host.args.push_to_hub:
         host._push_from_checkpoint(str(job.target))
     if host.args.should_save:
-        rotate(job)
+        rotate(job.record.run, job.target, job.limit, job.best)
 
 
 def settle_saves(host: CheckpointHooks) -> None:
@@ -110,6 +111,7 @@ def _take_outcomes(host: CheckpointHooks) -> None:
             continue
         desk.unsettled += 1
         desk.committed.append(outcome.target)
+        desk.newest = outcome.target
         if host.args.push_to_hub:
             host._push_from_checkpoint(str(outcome.target))
 
@@ -232,6 +234,20 @@ def _portable(error: Exception) -> Exception:
     """Return an error of a class that every rank can unpickle."""
     text = f"{type(error).__name__}: {error}"
     return OSError(text) if is_storage_failure(error) else SaveFailed(text)
+
+
+# --- at the end
+
+
+def rotate_at_the_end(host: CheckpointHooks) -> None:
+    """Rotate once more: a run may have been killed before it could, and a run that keeps one keeps the best."""
+    limit, best, newest = host.args.save_total_limit, host.state.best_model_checkpoint, host._desk().newest
+    folder = Path(host._get_output_dir(trial=host._trial))
+    if not host.args.should_save or newest is None or newest.parent.resolve() != folder.resolve():
+        return
+    if limit == 1 and best is not None and Path(best).is_dir():
+        newest = Path(best)
+    rotate(host._desk().run, newest, limit, None if best is None else Path(best))
 
 
 # --- afterwards -----------------------------------------------------------------------------------------------------

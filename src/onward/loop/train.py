@@ -22,10 +22,10 @@ from onward.data.order import has_length
 from onward.errors import UsageError
 from onward.loop.accidents import judge
 from onward.loop.account import speed_account
-from onward.loop.continuing import drop_all_but_best, restore_run
+from onward.loop.continuing import restore_run
 from onward.loop.feeding import plan_run, share_of, strategy_name
 from onward.loop.fit import Run, fit
-from onward.loop.leave import watch
+from onward.loop.leave import finish_saving, watch
 from onward.loop.resuming import find_checkpoint
 from onward.loop.shrink import Fitting
 from onward.loop.step import mean_loss, settle_input_tokens
@@ -97,7 +97,9 @@ def _open_model(host: TrainerBase, trial: Any) -> None:
 
 
 def _close_model(host: TrainerBase) -> None:
-    host._modules = host._gradients = None  # or they would keep this model beside the next one that `model_init` makes
+    host._modules = host._gradients = host._buffers = (
+        None  # or they would keep this model beside the next one that `model_init` makes
+    )
     if host.neftune_hook_handle is not None:
         model_setup.deactivate_neftune(engine.unwrapped(host.accelerator, host.model), host.neftune_hook_handle)
         host.neftune_hook_handle = None
@@ -140,6 +142,7 @@ def run(host: TrainerBase, checkpoint: str | None, trial: Any, ignore_keys: list
         run.fitting = Fitting(host, run, found)
     with watch(host) as host._leaving:
         fit(host, run)
+        finish_saving(host, model, trial)  # under watch: a signal must not cut off the last save
     host._leaving = None
     if run.fitting is not None:
         run.fitting.close()
@@ -296,7 +299,6 @@ def _finish(host: TrainerBase, run: Run) -> TrainOutput:
     host._end_saves()
     if host.args.load_best_model_at_end and state.best_model_checkpoint is not None:
         host._load_best_model()
-    drop_all_but_best(host, run.trial)
     host.control = host.callback_handler.on_train_end(host.args, state, host.control)
     host._finish_current_push()
     return TrainOutput(state.global_step, train_loss, metrics)

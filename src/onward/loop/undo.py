@@ -6,26 +6,27 @@ A step is taken back before its optimizer step: weights and optimizer are as the
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
-from onward.data.draws import mark, restore, rewind
+from onward.data.draws import mark, rewind
 
 if TYPE_CHECKING:
-    from onward.data.draws import Streams
     from onward.hooks.base import TrainerBase
 
 
 class Start:
     """The state of a run at the start of a step. Making one takes some twenty microseconds and no device waits."""
 
-    def __init__(self, host: TrainerBase, buffers: Buffers | None = None, streams: Streams | None = None) -> None:
-        """`streams`: states of the CPU generators to go back to, instead of where they stand now."""
+    def __init__(
+        self, host: TrainerBase, buffers: Buffers | None = None, draw_again: Callable[[], None] | None = None
+    ) -> None:
+        """`draw_again`: puts the CPU generators back, where that is not to where they stand now."""
         assert host._tr_loss is not None
-        self._streams = streams
-        self._generators = None if streams is not None else mark()
+        self._put_back_cpu = partial(rewind, mark()) if draw_again is None else draw_again
         # The host knows these states, so reading them does not wait for the device.
         self._cuda = torch.cuda.get_rng_state() if _uses_cuda() else None
         self._buffers = None if buffers is None else buffers.keep()
@@ -50,11 +51,7 @@ class Start:
 
     def draw_again(self) -> None:
         """Put back the random number generators alone."""
-        if self._streams is not None:
-            restore(self._streams)
-        else:
-            assert self._generators is not None
-            rewind(self._generators)
+        self._put_back_cpu()
         if self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda)
 
