@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Literal
 
 from onward.arguments.documented import documented
@@ -68,7 +69,22 @@ DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(Onward
 def option(args: object, name: str) -> Any:
     """Return the onward option `name` of `args`, or its default where `args` lacks it.
 
-    A stock ``transformers.TrainingArguments`` (or a subclass, such as TRL's) has none of these options.
+    A stock ``transformers.TrainingArguments`` (or a subclass, such as TRL's) has none of these options. It may have one
+    of the same name that means something else: TRL has a ``packing`` of its own.
     """
     assert name in DEFAULTS, f"{name} is no option of OnwardArguments"
-    return getattr(args, name, DEFAULTS[name])
+    return getattr(args, name, DEFAULTS[name]) if _is_ours(type(args), name) else DEFAULTS[name]
+
+
+@cache
+def _is_ours(kind: type, name: str) -> bool:
+    """Whether `name` is onward's option in arguments of this class: the class that declares it last gave it our type."""
+    for base in kind.__mro__:
+        declared = vars(base).get("__annotations__", {})
+        if name in declared:
+            return _spelled(declared[name]) == _spelled(OnwardArguments.__annotations__[name])
+    return True
+
+
+def _spelled(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
