@@ -115,10 +115,9 @@ def dpo(stage: Stage) -> dict[str, Any]:
 
 @scenario("trl.trainer.reward_trainer")
 def reward(stage: Stage) -> dict[str, Any]:
+    import torch
     from transformers import LlamaForSequenceClassification
     from trl import RewardConfig, RewardTrainer
-
-    import torch
 
     torch.manual_seed(0)
     config = tiny.tiny_llama(num_labels=1).config

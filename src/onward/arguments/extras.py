@@ -66,19 +66,19 @@ class OnwardArguments:
 DEFAULTS: dict[str, Any] = {entry.name: entry.default for entry in fields(OnwardArguments)}
 
 
-def option(args: object, name: str) -> Any:
+def option(args: Any, name: str) -> Any:
     """Return the onward option `name` of `args`, or its default where `args` lacks it.
 
     A stock ``transformers.TrainingArguments`` (or a subclass, such as TRL's) has none of these options. It may have one
     of the same name that means something else: TRL has a ``packing`` of its own.
     """
     assert name in DEFAULTS, f"{name} is no option of OnwardArguments"
-    return getattr(args, name, DEFAULTS[name]) if _is_ours(type(args), name) else DEFAULTS[name]
+    return getattr(args, name, DEFAULTS[name]) if _is_ours(args.__class__, name) else DEFAULTS[name]
 
 
 @cache
 def _is_ours(kind: type, name: str) -> bool:
-    """Whether `name` is onward's option in arguments of this class: the class that declares it last gave it our type."""
+    """Whether `name` is onward's option in arguments of this class: the last class to declare it gave it our type."""
     for base in kind.__mro__:
         declared = vars(base).get("__annotations__", {})
         if name in declared:
