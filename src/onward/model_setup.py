@@ -116,6 +116,15 @@ def check_trainable(model: nn.Module) -> None:
         raise UsageError(f"got a model quantized with {method}, a method that cannot be trained; load it unquantized")
 
 
+def check_present(model: nn.Module | None) -> None:
+    """Raise `UsageError` where a trainer has no model: a hyperparameter search lets go of each one that it made."""
+    if model is None:
+        raise UsageError(
+            "The trainer holds no model after a hyperparameter search. Call load_best_trial() for that of the best "
+            "trial, or train() to train one with its arguments."
+        )
+
+
 def is_placed_by_itself(model: nn.Module) -> bool:
     """Whether the model must not be moved to a device: bitsandbytes put its weights where they have to stay."""
     method = getattr(model, "quantization_method", None)

@@ -57,5 +57,6 @@ def test_thirty_trials_stay_flat(tmp_path: Path) -> None:
     states = {each.state.name for each in study.trials}
     assert states == {"COMPLETE", "PRUNED", "FAIL"}
     assert [model() for model in models[1:]] == [None] * 30
-    # One leaked trial in two would be 25 models with two moments each: 300 MB.
-    assert held[-1] - held[5] < 30, held
+    # The least of many: what is held for a moment only makes the others larger. One leaked trial in two would be ten
+    # models with two moments each between them: 150 MB.
+    assert min(held[20:]) - min(held[2:10]) < 30, held

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from onward import model_setup
 from onward.arguments import option
 from onward.checkpoint import layout, parts, weights
 from onward.checkpoint.snapshot import to_host
@@ -158,6 +159,7 @@ class CheckpointHooks(TrainerBase):
 
     def _model_to_save(self) -> nn.Module:
         """Return the model without what was wrapped around it for training."""
+        model_setup.check_present(self.model)
         return self._unwrapped(self.model)
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from onward import engine
+from onward import engine, model_setup
 from onward.gather import BatchStore, find_batch_size, has_length
 from onward.loop.leave import leave_evaluation_if_asked
 from onward.loop.scoring import Batch, Scorer, choose_scorer
@@ -167,6 +167,7 @@ def evaluation_loop(host: TrainerBase, dataloader: Any, task: EvalTask) -> EvalL
 
 def _prepare_model(host: TrainerBase) -> nn.Module:
     """The model as it is called: prepared by accelerate unless training did that, in the precision of evaluation."""
+    model_setup.check_present(host.model)
     model = host._wrap_model(host.model, training=False)
     if len(host.accelerator._models) == 0 and model is host.model:
         began = time.time()

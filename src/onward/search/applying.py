@@ -11,7 +11,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -52,6 +52,28 @@ def split(hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     return {k: v for k, v in hyperparameters.items() if k not in model}, model
 
 
+def check_names(args: Any, names: Iterable[str]) -> None:
+    """Raise for a name that no trial can set, before the first one starts.
+
+    Raises:
+        UnknownArgument: a name is no argument.
+        UsageError: it says where the search keeps its trials.
+    """
+    known = [each.name for each in dataclasses.fields(args)]
+    for name in names:
+        field = name.partition(".")[0]
+        if field == FOR_MODEL:
+            continue
+        if field not in known:
+            hint = f" It is now: {FORMER_NAMES[field]}." if field in FORMER_NAMES else did_you_mean(field, known)
+            raise UnknownArgument(
+                f"A trial sets {name!r}, which is no argument of {type(args).__name__}.{hint} "
+                f"Name what is for model_init(trial) '{FOR_MODEL}.{name}'."
+            )
+        if field in FIXED:
+            raise UsageError(f"A trial sets {field!r}; expected it to stay, since the search keeps its trials there.")
+
+
 def apply(args: Any, hyperparameters: Mapping[str, Any]) -> Overrides:
     """Set hyperparameters in `args`, all or none.
 
@@ -61,10 +83,10 @@ def apply(args: Any, hyperparameters: Mapping[str, Any]) -> Overrides:
     """
     before = dict(vars(args))
     hints = typing.get_type_hints(type(args))
-    known = [field.name for field in dataclasses.fields(args)]
+    check_names(args, hyperparameters)
     try:
         for name, value in hyperparameters.items():
-            _set(args, name, value, {name: hints.get(name, Any) for name in known})
+            _set(args, name, value, hints)
         if isinstance(args, TrainingArguments):
             args.__post_init__()  # the same checks and conversions that a user's arguments go through
     except BaseException:
@@ -75,21 +97,13 @@ def apply(args: Any, hyperparameters: Mapping[str, Any]) -> Overrides:
 
 def _set(args: Any, name: str, value: Any, kinds: Mapping[str, Any]) -> None:
     field, _, entry = name.partition(".")
-    if field not in kinds:
-        hint = f" It is now: {FORMER_NAMES[field]}." if field in FORMER_NAMES else did_you_mean(field, kinds)
-        raise UnknownArgument(
-            f"A trial sets {name!r}, which is no argument of {type(args).__name__}.{hint} "
-            f"Name what is for model_init(trial) '{FOR_MODEL}.{name}'."
-        )
-    if field in FIXED:
-        raise UsageError(f"A trial sets {field!r}; expected it to stay, since the search keeps its trials there.")
     if entry:
         present = getattr(args, field)
         if present is not None and not isinstance(present, dict):
             raise UsageError(f"A trial sets {name!r}, but {field} is {present!r} and not a dictionary.")
         setattr(args, field, {**(present or {}), entry: value})
         return
-    fitted = fit_type(name, kinds[field], value)
+    fitted = fit_type(name, kinds.get(field, Any), value)
     setattr(args, field, fitted)
     if field in ALIASES:  # the newer name wins, and still holds what was before the trial
         setattr(args, ALIASES[field], fitted)

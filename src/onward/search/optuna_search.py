@@ -15,10 +15,8 @@ pruned.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from onward.arguments import option
@@ -34,6 +32,8 @@ from onward.search.optuna_study import (
     Job,
     Trials,
     check_options,
+    heartbeat,
+    log_name,
     open_study,
     stand_in,
 )
@@ -43,6 +43,7 @@ from onward.search.trials import (
     apply_trial,
     folder_of,
     hyperparameters_of,
+    numbers,
     release,
     train_trial,
     twin_of,
@@ -76,10 +77,12 @@ def run(host: SearchHooks, request: Request) -> BestRun | list[BestRun]:
     host._reporter = search
     if ranks.rank() > 0:
         search.follow(host)
-    elif n_jobs == 1:
-        search.lead(host)
-    else:
-        search.share(host, os.cpu_count() or 1 if n_jobs < 0 else n_jobs)
+        return search.finish(host)
+    with search.trials.heed_stop():
+        if n_jobs == 1:
+            search.lead(host)
+        else:
+            search.share(host, os.cpu_count() or 1 if n_jobs < 0 else n_jobs)
     return search.finish(host)
 
 
@@ -94,6 +97,7 @@ class _Search:
         self.keep_trials = option(host.args, "keep_trials")
         catch = request.options.get("catch", Exception)
         self.catch: tuple[type[BaseException], ...] = catch if isinstance(catch, tuple) else (catch,)
+        self.callbacks = list(request.options.get("callbacks") or ())
         self.pruned = optuna.TrialPruned
         self.states = CallbackStates(host)
         self.leads = ranks.rank() == 0
@@ -101,8 +105,8 @@ class _Search:
         if self.leads:
             self.study = open_study(request, self.output_dir)
             self.trials = Trials(self.study, self.output_dir, request.n_trials, request.options.get("timeout"))
-            head = log.SearchLog(self.study.study_name, "optuna", request.directions, {})
-            log.begin(self.output_dir, head, request.n_trials)
+            self.log_name = log_name(self.study, request)
+            log.begin(self.output_dir, log.SearchLog(self.log_name, "optuna", request.directions, {}), request.n_trials)
 
     # -- who runs trials
 
@@ -154,9 +158,12 @@ class _Search:
     def _run(self, host: SearchHooks, job: Job) -> None:
         """Run a trial and tell the study how it ended."""
         trial = job.trial
+        values: list[float] = []
         try:
-            self._announce(host, job)
-            outcome, values = self._train(host, trial, job.checkpoint)
+            with heartbeat(self.study, trial):
+                outcome = self._announce(host, job)
+                if outcome is None:
+                    outcome, values = self._train(host, trial, job.checkpoint)
         except BaseException:
             self.trials.give_up(trial)  # an interrupt, or a signal to end: to be continued
             raise
@@ -171,12 +178,17 @@ class _Search:
 
             gc.collect()
 
-    def _announce(self, host: SearchHooks, job: Job) -> None:
+    def _announce(self, host: SearchHooks, job: Job) -> Exception | None:
+        """Sample, and tell the other ranks what to train; returns what ended the trial before that."""
         if host.args.world_size == 1:
-            return
+            return None
         assert host.hp_space is not None
-        host.hp_space(job.trial)  # samples, so that the other ranks get all values at once
+        try:
+            host.hp_space(job.trial)  # samples, so that the other ranks get all values at once
+        except Exception as error:
+            return error
         ranks.from_first((job.trial.params, job.trial.number, job.checkpoint))
+        return None
 
     def _train(self, host: SearchHooks, trial: Any, checkpoint: str | None) -> tuple[Exception | None, list[float]]:
         """Train a trial; returns what ended it (None if nothing did) and its objectives, the same on all ranks."""
@@ -184,7 +196,7 @@ class _Search:
         values: list[float] = []
         self.states.restore()
         try:
-            values = self._values(train_trial(host, trial, checkpoint))
+            values = numbers(train_trial(host, trial, checkpoint), len(self.request.directions))
         except Exception as error:
             outcome = error
         if outcome is None and self.leads:
@@ -198,24 +210,6 @@ class _Search:
             outcome = TrainingFailed(next(each for each in others if each))
         return outcome, values
 
-    def _values(self, objective: Any) -> list[float]:
-        """The objectives as finite numbers, one for each direction.
-
-        Raises:
-            UsageError: that is not what ``compute_objective`` gave.
-        """
-        several = isinstance(objective, Sequence) and not isinstance(objective, str)
-        try:
-            values = [float(each) for each in (objective if several else [objective])]
-        except (TypeError, ValueError):
-            values = []
-        wanted = self.request.directions
-        if len(values) != len(wanted) or not all(math.isfinite(value) for value in values):
-            raise UsageError(
-                f"compute_objective gave {objective!r}; expected {len(wanted)} finite number(s), one per direction."
-            )
-        return values
-
     def _tell(self, host: SearchHooks, trial: optuna.Trial, outcome: Exception | None, values: list[float]) -> None:
         from optuna.trial import TrialState
 
@@ -227,7 +221,10 @@ class _Search:
             trial.set_user_attr(ERROR, f"{type(outcome).__name__}: {outcome}")
             logger.warning("Trial %d failed: %s: %s", trial.number, type(outcome).__name__, outcome)
             self.study.tell(trial, state=TrialState.FAIL)
-        self._write_down(trial.number)
+        frozen = self.study.trials[trial.number]
+        self._write_down(frozen)
+        for callback in self.callbacks:
+            callback(self.study, frozen)
         tidy(self.output_dir, self._folders(finished=True), self._folders(finished=False), self.keep_trials)
 
     def _folders(self, finished: bool) -> list[str]:
@@ -244,18 +241,17 @@ class _Search:
             return []
         return list(self.study.best_trials) if self.request.is_multi_objective else [self.study.best_trial]
 
-    def _write_down(self, number: int) -> None:
+    def _write_down(self, frozen: optuna.trial.FrozenTrial) -> None:
         import optuna
 
-        frozen = self.study.trials[number]
         state = {"COMPLETE": "complete", "PRUNED": "pruned"}.get(frozen.state.name, "failed")
         to_json = optuna.distributions.distribution_to_json
         log.append(
             self.output_dir,
-            self.study.study_name,
+            self.log_name,
             log.TrialRow(
-                trial=str(number),
-                name=frozen.user_attrs.get(FOLDER, f"run-{number}"),
+                trial=str(frozen.number),
+                name=frozen.user_attrs.get(FOLDER, f"run-{frozen.number}"),
                 state=state,
                 values=frozen.values,
                 params=frozen.params,
@@ -281,6 +277,9 @@ class _Search:
             raise UsageError(
                 f"hp_name gave {name!r} for two trials; expected a different name for each: use its number."
             )
+        if FOLDER not in trial.user_attrs:
+            # A new trial: what lies there is of an earlier search, and would be taken for this trial's.
+            tidy(self.output_dir, [name], [], "none")
         trial.set_user_attr(FOLDER, name)
         trial.set_user_attr(HYPERPARAMETERS, log.jsonable(hyperparameters_of(host, trial)))
 
@@ -290,7 +289,7 @@ class _Search:
             return  # Optuna prunes only where there is one objective
         prune = False
         if self.leads:
-            host.objective = self._values(host.objective)[0]
+            (host.objective,) = numbers(host.objective, 1)
             if step not in self.study.trials[trial.number].intermediate_values:
                 trial.report(host.objective, step)  # a trial that goes on may evaluate a step again
             prune = trial.should_prune()
@@ -304,15 +303,18 @@ class _Search:
         """Give the trainer the best trial's arguments; return the best run or runs, on every rank."""
         found = None
         if self.leads:
-            found = [(each.number, each.values, each.params) for each in self._best()]
+            found = [
+                (each.number, each.values, each.params, each.user_attrs.get(HYPERPARAMETERS)) for each in self._best()
+            ]
         found = ranks.from_first(found)
         if not found:
             raise TrainingFailed(ranks.from_first(self._what_went_wrong() if self.leads else ""))
-        number, _, params = found[0]
-        apply_trial(host, stand_in(params, number))
+        number, _, params, hyperparameters = found[0]
+        # As they were applied: the space may have been another one when this trial was sampled.
+        apply_trial(host, stand_in(params, number) if hyperparameters is None else hyperparameters)
         summary = self.study if self.leads else None
         if self.request.is_multi_objective:
-            return [BestRun(str(number), values, params, summary) for number, values, params in found]
+            return [BestRun(str(number), values, params, summary) for number, values, params, _ in found]
         return BestRun(str(number), found[0][1][0], params, summary)
 
     def _what_went_wrong(self) -> str:

@@ -11,6 +11,8 @@ import datetime
 import logging
 import os
 import time
+import uuid
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +31,9 @@ logger = logging.getLogger(__name__)
 OWNER, FOLDER, ERROR = "onward:owner", "onward:folder", "onward:error"
 HYPERPARAMETERS, CHECKPOINT = "onward:hyperparameters", "onward:checkpoint"
 
-NOT_FOR_THE_STUDY = ("timeout", "n_jobs", "gc_after_trial", "catch")
+NOT_FOR_THE_STUDY = ("timeout", "n_jobs", "gc_after_trial", "catch", "callbacks")
 FOR_THE_STUDY = ("storage", "sampler", "pruner", "study_name", "load_if_exists")
+SQLITE = "sqlite:///"
 
 
 @dataclass
@@ -73,6 +76,8 @@ def open_study(request: Request, output_dir: str) -> optuna.Study:
 
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
             options["storage"] = JournalStorage(JournalFileBackend(str(storage)))
+        elif str(storage).startswith(SQLITE):
+            Path(str(storage).removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     options["directions"] = request.directions
     study = optuna.create_study(**options)
     found = [each.name.lower() for each in study.directions]
@@ -82,6 +87,31 @@ def open_study(request: Request, output_dir: str) -> optuna.Study:
             "these, or another study_name."
         )
     return study
+
+
+def log_name(study: optuna.Study, request: Request) -> str:
+    """Name of the study in ``trials.jsonl``, where a study in memory is not one with an earlier one of its name."""
+    if request.options.get("storage") is None and "study_name" in request.options:
+        return f"{study.study_name} {uuid.uuid4().hex[:8]}"
+    return str(study.study_name)
+
+
+@contextlib.contextmanager
+def heartbeat(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
+    """Record that a trial is alive while it runs, where the storage wants to know (``heartbeat_interval``)."""
+    if _with_heartbeat(study) is None:
+        yield
+        return
+    from optuna.storages._heartbeat import get_heartbeat_thread
+
+    with get_heartbeat_thread(trial._trial_id, study._storage):
+        yield
+
+
+def _with_heartbeat(study: optuna.Study) -> Any:
+    """The storage of the study if it takes heartbeats, else None."""
+    storage = study._storage
+    return storage if getattr(storage, "get_heartbeat_interval", lambda: None)() is not None else None
 
 
 def stand_in(params: dict[str, Any], number: int) -> optuna.trial.FrozenTrial:
@@ -125,6 +155,22 @@ class Trials:
                 self._running.add(job.trial.number)
         return job
 
+    @contextlib.contextmanager
+    def heed_stop(self) -> Iterator[None]:
+        """Let ``study.stop()`` end the search, as samplers of a finite space, callbacks and trainers call it.
+
+        Optuna's own `stop` knows only the loop of `Study.optimize`, which cannot go on with a trial.
+        """
+
+        def stop() -> None:
+            self.stopped = True
+
+        self.study.stop = stop  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self.study.stop
+
     def ended(self, trial: optuna.Trial) -> None:
         """Note that a trial is not being run any more."""
         self._running.discard(trial.number)
@@ -138,14 +184,22 @@ class Trials:
         from optuna.trial import TrialState
 
         begun = [each for each in self.study.get_trials(deepcopy=False) if each.state != TrialState.WAITING]
-        return None if len(begun) >= self.n_trials else Job(self.study.ask(), None)
+        sampler: Any = self.study.sampler
+        if len(begun) >= self.n_trials or (hasattr(sampler, "is_exhausted") and sampler.is_exhausted(self.study)):
+            return None
+        with warnings.catch_warnings():  # of heartbeats outside of Study.optimize: `heartbeat` records them
+            warnings.filterwarnings("ignore", message="Heartbeat of storage")
+            return Job(self.study.ask(), None)
 
     def _adopt(self) -> Job | None:
         import optuna
         from optuna.trial import TrialState
 
+        storage = _with_heartbeat(self.study)
+        silent = [] if storage is None else storage._get_stale_trial_ids(self.study._study_id)
         for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if frozen.number in self._running or not _is_left_alone(frozen.user_attrs.get(OWNER)):
+            owner = frozen.user_attrs.get(OWNER)
+            if frozen.number in self._running or not (_is_left_alone(owner) or frozen._trial_id in silent):
                 continue
             trial = optuna.Trial(self.study, frozen._trial_id)
             name = frozen.user_attrs.get(FOLDER)

@@ -10,6 +10,7 @@ Results and checkpoints are in ``output_dir/ray``, and stay there when the drive
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import os
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onward.arguments import option
-from onward.errors import TrainingFailed, UsageError
+from onward.errors import TrainingFailed, UsageError, did_you_mean
 from onward.search import log
+from onward.search.applying import check_names
 from onward.search.best import relative
-from onward.search.ray_worker import DATA, recipe_of, run_trial
+from onward.search.ray_worker import DATA, check_can_be_sent, recipe_of, run_trial
 from onward.search.tidying import tidy
 from onward.search.trials import apply_trial, release
 from onward.types import BestRun, IntervalStrategy
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from onward.search.request import Request
 
 logger = logging.getLogger(__name__)
+
+OURS = ("run_or_experiment", "config", "num_samples")
+"""Parameters of `tune.run` that follow from the search."""
 
 
 def run(host: SearchHooks, request: Request) -> BestRun:
@@ -46,15 +51,18 @@ def run(host: SearchHooks, request: Request) -> BestRun:
         raise UsageError("Ray starts its own processes: call the search from one process, or use backend='optuna'.")
     from ray import tune
 
+    assert host.hp_space is not None
+    space = host.hp_space(None)
+    check_names(host.args, space)
     output_dir = os.path.abspath(str(host.args.output_dir))
     options = _options(host, request, output_dir)
     recipe = recipe_of(host)
     data = {name: getattr(host, name) for name in DATA}
+    check_can_be_sent(recipe)
     release(host)  # the workers make models of their own
-    assert host.hp_space is not None
     analysis = tune.run(
         tune.with_parameters(run_trial, recipe=recipe, **data),
-        config=host.hp_space(None),
+        config=space,
         num_samples=request.n_trials,
         **options,
     )
@@ -66,6 +74,13 @@ def _options(host: SearchHooks, request: Request, output_dir: str) -> dict[str, 
     from ray import tune
 
     options = dict(request.options)
+    known = [name for name in inspect.signature(tune.run).parameters if name not in OURS]
+    for name in options:
+        if name not in known:
+            raise UsageError(
+                f"hyperparameter_search got the unknown option {name!r}; expected for Ray one of those of "
+                f"ray.tune.run.{did_you_mean(name, known)}"
+            )
     gpus = {"gpu": 1} if host.args.n_gpu > 0 else {}
     options.setdefault("resources_per_trial", {"cpu": 1, **gpus})
     options.setdefault("storage_path", os.path.join(output_dir, "ray"))
@@ -78,7 +93,7 @@ def _options(host: SearchHooks, request: Request, output_dir: str) -> dict[str, 
         scheduler = options.get("scheduler")
         population = "Population" in type(scheduler).__name__ or scheduler in ("pbt", "pb2")
         options.setdefault("checkpoint_config", tune.CheckpointConfig(num_to_keep=None if population else 1))
-    if "name" in options:
+    if "name" in options and _has_begun(options["storage_path"], options["name"]):
         options.setdefault("resume", "AUTO")  # the same call again finishes what is there
     scheduler = options.get("scheduler")
     if scheduler is not None:
@@ -92,6 +107,11 @@ def _options(host: SearchHooks, request: Request, output_dir: str) -> dict[str, 
             options.setdefault("metric", "objective")
             options.setdefault("mode", request.directions[0][:3])
     return options
+
+
+def _has_begun(storage_path: Any, name: str) -> bool:
+    """Whether there is something to go on with. Of storage elsewhere Ray finds out itself, and says so at length."""
+    return "://" in str(storage_path) or any(Path(storage_path, name).glob("experiment_state-*"))
 
 
 def _finish(host: SearchHooks, request: Request, analysis: Any) -> BestRun:
@@ -118,7 +138,7 @@ def _finish(host: SearchHooks, request: Request, analysis: Any) -> BestRun:
 def _row(host: SearchHooks, analysis: Any, trial: Any) -> log.TrialRow:
     error = trial.get_error()
     objective = (trial.last_result or {}).get("objective")
-    ended_well = trial.status == "TERMINATED" and objective is not None
+    ended_well = trial.status == "TERMINATED" and objective is not None and math.isfinite(objective)
     reports = analysis.trial_dataframes.get(trial.trial_id)
     steps = {} if reports is None or "step" not in reports else dict(zip(reports.step, reports.objective, strict=True))
     checkpoint = trial.checkpoint
@@ -131,9 +151,17 @@ def _row(host: SearchHooks, analysis: Any, trial: Any) -> log.TrialRow:
         params=config,
         hyperparameters=config,
         intermediate={str(int(step)): float(value) for step, value in steps.items() if math.isfinite(step)},
-        error=None if error is None else f"{type(error).__name__}: {error}",
+        error=_reason(error),
         checkpoint=None if checkpoint is None else relative(str(host.args.output_dir), checkpoint.path),
     )
+
+
+def _reason(error: Any) -> str | None:
+    """What a trial failed of, in one line: Ray gives the traceback of the worker as text."""
+    if error is None:
+        return None
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if isinstance(error, str) and lines else f"{type(error).__name__}: {error}"
 
 
 def _tidy_storage(trials: list[Any], winners: list[str], keep_trials: str) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from onward.callbacks import TrainerCallback
 from onward.errors import UsageError
-from onward.search.trials import release, train_trial
+from onward.search.trials import numbers, release, train_trial
 
 if TYPE_CHECKING:
     from onward.hooks.searching import SearchHooks
@@ -81,6 +81,27 @@ def recipe_of(host: SearchHooks) -> Recipe:
     )
 
 
+def check_can_be_sent(recipe: Recipe) -> None:
+    """Find what cannot be sent to a worker before anything starts, and name it.
+
+    Raises:
+        UsageError: something cannot be pickled.
+    """
+    from ray import cloudpickle
+
+    callbacks = {f"callbacks: {type(each).__name__}": each for each in recipe.callbacks}
+    search = {name: value for name, value in recipe.search.items() if callable(value)}
+    parts = {"args": recipe.args, "the class of the trainer": recipe.trainer_class, **recipe.parts, **callbacks}
+    for name, part in {**parts, **search}.items():
+        try:
+            cloudpickle.dumps(part)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise UsageError(
+                f"Ray sends {name} to its workers, and it cannot be pickled: {error}. Make what it holds (locks, open "
+                "files, connections) inside of it when it is called, or search with backend='optuna'."
+            ) from error
+
+
 def _is_made_by_the_constructor(callback: Any) -> bool:
     module = type(callback).__module__
     ours = module.startswith("onward.callbacks.") and type(callback).__name__ != "EarlyStoppingCallback"
@@ -102,7 +123,7 @@ def run_trial(config: dict[str, Any], recipe: Recipe, **data: Any) -> None:
             path = stack.enter_context(checkpoint.as_directory())
             # Another trial's checkpoint may have been made with another batch size or seed.
             host.args.allow_resume_mismatch = True
-        objective = train_trial(host, dict(config), path)
+        (objective,) = numbers(train_trial(host, dict(config), path), 1)
     reporter.flush()
     if not reporter.reported:
         ray.tune.report({"objective": objective, "step": host.state.global_step})
@@ -124,6 +145,7 @@ class RayReporter(TrainerCallback):
     def report(self, host: SearchHooks, trial: Any, step: int, metrics: dict[str, float]) -> None:
         """Report an evaluation; if a save is due it follows within the same step, and the report with it."""
         self.flush()
+        (host.objective,) = numbers(host.objective, 1)
         self._open = {**metrics, "objective": host.objective, "step": step}
         if not host.control.should_save:
             self.flush()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,22 @@ def train_trial(host: SearchHooks, trial: Any, checkpoint: str | None) -> Any:
         assert host.compute_objective is not None
         host.objective = host.compute_objective(host.evaluate())
     return host.objective
+
+
+def numbers(objective: Any, count: int) -> list[float]:
+    """An objective as `count` finite numbers, one for each direction.
+
+    Raises:
+        UsageError: that is not what ``compute_objective`` gave.
+    """
+    several = isinstance(objective, Sequence) and not isinstance(objective, str)
+    try:
+        values = [float(each) for each in (objective if several else [objective])]
+    except (TypeError, ValueError):
+        values = []
+    if len(values) != count or not all(math.isfinite(value) for value in values):
+        raise UsageError(f"compute_objective gave {objective!r}; expected {count} finite number(s), one per direction.")
+    return values
 
 
 def _last_evaluation(state: TrainerState) -> dict[str, float]:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from onward.arguments import option
 from onward.errors import TrainingFailed, UsageError, did_you_mean
 from onward.search import log
+from onward.search.applying import check_names
 from onward.search.best import checkpoint_of, relative
 from onward.search.tidying import tidy
-from onward.search.trials import CallbackStates, apply_trial, folder_of, release, train_trial
+from onward.search.trials import CallbackStates, apply_trial, folder_of, numbers, release, train_trial
 from onward.types import BestRun
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def sweep_configuration(host: SearchHooks, request: Request) -> dict[str, Any]:
     """What ``hp_space`` returns, with the metric and direction of the search."""
     assert host.hp_space is not None
     space = dict(host.hp_space(None))
+    check_names(host.args, space.get("parameters", {}))
     metric = {**space.get("metric", {}), "goal": request.directions[0]}
     metric["name"] = request.options.get("metric", metric.get("name", "objective"))
     named = {"name": request.options["name"]} if "name" in request.options else {}
@@ -84,7 +86,7 @@ class Trials:
         self.row = row
         self.states.restore()
         try:
-            objective = float(train_trial(self.host, config, None))
+            (objective,) = numbers(train_trial(self.host, config, None), 1)
             row.state, row.values = "complete", [objective]
             row.name = folder_of(self.host, config).name
             row.checkpoint = relative(self.output_dir, checkpoint_of(self.host, folder_of(self.host, config)))
