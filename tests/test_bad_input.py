@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-from onward import Trainer, TrainingArguments
-from onward.errors import CheckpointError, CheckpointMismatch, DataError, MissingDependency, UsageError
-from tests.tiny import RegressionData, RegressionStream, TinyRegression, tiny_llama
+from onward import EarlyStoppingCallback, Trainer, TrainingArguments
+from onward.errors import CheckpointError, CheckpointMismatch, DataError, MissingDependency, UnknownMetric, UsageError
+from tests.tiny import RegressionData, RegressionStream, TinyRegression, tiny_llama, token_data
 
 
 def trainer(folder: Path, model: nn.Module | None = None, **options: Any) -> Trainer:
@@ -159,3 +160,167 @@ def test_a_name_that_the_package_does_not_have() -> None:
 
     with pytest.raises(AttributeError, match="Did you mean 'Trainer'"):
         onward.Trainr  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"model": "gpt2"}, r"model got 'gpt2' \(str\); expected an nn.Module"),
+        ({"model": TinyRegression}, "model got the class TinyRegression"),
+        ({"args": {"output_dir": "x"}}, "args got dict; expected TrainingArguments"),
+        ({"callbacks": EarlyStoppingCallback()}, "expected a list of callbacks"),
+        ({"callbacks": ["tensorboard"]}, "callbacks got 'tensorboard'"),
+        ({"optimizers": None}, r"optimizers got NoneType; expected a pair"),
+        ({"compute_metrics": "accuracy"}, "compute_metrics got 'accuracy'"),
+        ({"tokenizer": None}, "It is now: processing_class"),
+        ({"train_datset": None}, "Did you mean 'train_dataset'"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_part_that_is_no_such_thing(tmp_path: Path, parts: dict[str, Any], message: str) -> None:
+    args = TrainingArguments(output_dir=str(tmp_path), report_to="none")
+    with pytest.raises(UsageError, match=message):
+        Trainer(**{"model": TinyRegression(), "args": args, **parts})
+
+
+def test_an_optimizer_of_another_model(tmp_path: Path) -> None:
+    other = torch.optim.SGD(TinyRegression().parameters(), lr=0.1)
+    with pytest.raises(UsageError, match="none of the model's parameters"):
+        trainer(tmp_path, train_dataset=RegressionData(8), optimizers=(other, None))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("wikitext", r"datasets.load_dataset\('wikitext'\)"),
+        ({"train": RegressionData(8), "test": RegressionData(8)}, "a dictionary of train, test: pass one"),
+        (DataLoader(RegressionData(8)), "is of type DataLoader"),
+        ((row for row in RegressionData(8)), "a generator in"),
+        (8, "is of type int"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_data_set(tmp_path: Path, data: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        trainer(tmp_path, train_dataset=data, max_steps=1).train()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "evaluation data is empty"),
+        ({}, "empty dictionary"),
+        ({"a": RegressionData(4), "b": []}, r"evaluation \(b\) data is empty"),
+        ("validation", "is of type str"),
+    ],
+    ids=str,
+)
+def test_evaluation_data_is_looked_at_before_training(tmp_path: Path, data: Any, message: str) -> None:
+    subject = trainer(
+        tmp_path, train_dataset=RegressionData(8), eval_dataset=data, eval_strategy="steps", eval_steps=9, max_steps=9
+    )
+    with pytest.raises(DataError, match=message):
+        subject.train()
+    assert subject.state.global_step == 0
+
+
+def test_an_evaluation_set_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a dictionary of fine, good"):
+        trainer(tmp_path, eval_dataset={"fine": RegressionData(4), "good": RegressionData(4)}).evaluate("best")
+    with pytest.raises(DataError, match="NoneType"):
+        trainer(tmp_path).predict(None)
+
+
+@pytest.mark.parametrize("batch", [None, (torch.zeros(2, 4),), [{"x": torch.zeros(4)}]], ids=lambda v: type(v).__name__)
+def test_a_collator_that_returns_no_dictionary(tmp_path: Path, batch: Any) -> None:
+    subject = trainer(tmp_path, train_dataset=RegressionData(8), data_collator=lambda samples: batch)
+    with pytest.raises(DataError, match=f"data_collator returned {type(batch).__name__}"):
+        subject.train()
+
+
+def test_labels_that_are_missing_are_named(tmp_path: Path) -> None:
+    samples = [{"x": torch.zeros(4), "target": torch.tensor(1.0)}] * 8
+    with pytest.raises(UsageError, match="The labels that its forward takes: labels"):
+        trainer(tmp_path, train_dataset=samples).train()
+
+
+class Odd(TinyRegression):
+    """Returns whatever `change` makes of its outputs."""
+
+    change: Any
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+        return type(self).change(super().forward(x, labels))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda outputs: outputs["logits"], r"got a tensor of shape \(8,\)"),
+        (lambda outputs: None, "got None"),
+        (lambda outputs: (outputs["logits"], outputs["loss"]), r"a loss of shape \(8,\).*labels are missing"),
+        (lambda outputs: {"loss": outputs["loss"].detach()}, "without a gradient"),
+        (lambda outputs: {"loss": 1.0}, "of type float"),
+    ],
+    ids=["logits", "none", "swapped", "detached", "number"],
+)
+def test_a_loss_that_cannot_be_trained_on(tmp_path: Path, change: Any, message: str) -> None:
+    model = type("Odder", (Odd,), {"change": staticmethod(change)})()
+    with pytest.raises(UsageError, match=message):
+        trainer(tmp_path, model, train_dataset=RegressionData(8)).train()
+
+
+def test_a_loss_of_one_number_in_a_row_is_a_loss(tmp_path: Path) -> None:
+    model = type("Row", (Odd,), {"change": staticmethod(lambda outputs: {"loss": outputs["loss"].reshape(1)})})()
+    plain = trainer(tmp_path / "a", train_dataset=RegressionData(16), max_steps=2).train()
+    assert trainer(tmp_path / "b", model, train_dataset=RegressionData(16), max_steps=2).train()[:2] == plain[:2]
+
+
+def test_a_metric_that_comes_from_nowhere_is_told_before_training(tmp_path: Path) -> None:
+    subject = trainer(
+        tmp_path,
+        train_dataset=RegressionData(8),
+        eval_dataset={"one": RegressionData(8), "two": RegressionData(8)},
+        eval_strategy="steps",
+        eval_steps=1,
+        save_steps=1,
+        load_best_model_at_end=True,
+    )
+    with pytest.raises(UnknownMetric, match="eval_one_loss"):
+        subject.train()
+    assert subject.state.global_step == 0
+
+
+def test_a_metric_that_proves_missing_costs_no_work(tmp_path: Path) -> None:
+    def run(folder: Path, metric: str, resume: bool = False) -> Trainer:
+        subject = trainer(
+            folder,
+            train_dataset=RegressionData(16),
+            eval_dataset=RegressionData(8),
+            compute_metrics=lambda prediction: {"mae": float(abs(prediction.predictions).mean())},
+            eval_strategy="steps",
+            eval_steps=3,
+            save_steps=3,
+            max_steps=4,
+            load_best_model_at_end=True,
+            metric_for_best_model=metric,
+        )
+        subject.train(resume_from_checkpoint=resume)
+        return subject
+
+    with pytest.raises(UnknownMetric, match="'eval_mse'; there is epoch, eval_loss, eval_mae"):
+        run(tmp_path / "wrong", "mse")
+    assert (tmp_path / "wrong" / "checkpoint-3").is_dir()
+    corrected, right = run(tmp_path / "wrong", "mae", resume=True), run(tmp_path / "right", "mae")
+    assert corrected.state.best_metric == right.state.best_metric
+    for name, weight in right.model.state_dict().items():
+        assert torch.equal(weight, corrected.model.state_dict()[name])
+
+
+def test_overflow_is_looked_for_where_it_is_asked_for(tmp_path: Path) -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = float("inf")
+    subject = trainer(tmp_path, model, train_dataset=token_data(8), debug="underflow_overflow", max_steps=1)
+    with pytest.raises(ValueError, match="DebugUnderflowOverflow: inf/nan detected"):
+        subject.train()

@@ -63,6 +63,8 @@ def create_accelerator(args: Any, model: nn.Module | None) -> Accelerator:
     # A stock transformers.TrainingArguments asks in its own attributes, a launcher through accelerate's state.
     asked_by_args = getattr(args, "deepspeed", None) or getattr(args, "fsdp_plugin_args", None)
     state = accelerator.state
+    if getattr(getattr(args, "parallelism_config", None), "total_size", 1) != 1:
+        raise NotSupported("onward trains with data parallelism alone: leave parallelism_config out.")
     if asked_by_args or getattr(state, "deepspeed_plugin", None) or getattr(state, "fsdp_plugin", None):
         raise NotSupported(
             "onward trains on one device or with DistributedDataParallel; DeepSpeed or FSDP was asked for by the "
@@ -80,6 +82,13 @@ def _compilation(args: Any) -> Any:
     if lack := missing_compiler(args.torch_compile_backend, args.device.type):
         logger.warning("torch_compile is not used: %s. Install it, or set torch_compile=False.", lack)
         return None
+    from accelerate.utils import DynamoBackend
+
+    backends = [backend.value.lower() for backend in DynamoBackend]
+    if args.torch_compile_backend.lower() not in backends:
+        raise UsageError(
+            f"torch_compile_backend got {args.torch_compile_backend!r}; expected one of {', '.join(backends)}."
+        )
     if args.torch_compile_mode == BLOCKS:
         return TorchDynamoPlugin(backend=args.torch_compile_backend, use_regional_compilation=True)
     return TorchDynamoPlugin(backend=args.torch_compile_backend, mode=args.torch_compile_mode)

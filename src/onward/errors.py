@@ -25,7 +25,8 @@ Messages say what was got, what was expected, and what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping
 
 
 class OnwardError(Exception):
@@ -101,6 +102,26 @@ class SaveFailed(TrainingFailed):
 
 class Preempted(SystemExit):
     """The run was asked to leave and has saved itself; ``code`` is `preemption_exit_code`."""
+
+
+def check_keywords(cls: type, given: Iterable[str], kind: str, former: Mapping[str, str]) -> None:
+    """Raise `UnknownArgument`, with a hint, for a keyword that ``cls.__init__`` does not take.
+
+    Args:
+        cls: the class that is being made.
+        given: the keywords that it was given.
+        kind: what its keywords are, for the message.
+        former: names that older scripts use, and what does their work now.
+    """
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return  # a subclass with an __init__ of its own takes what it likes
+    for name in given:
+        if name not in parameters:
+            hint = f" It is now: {former[name]}." if name in former else did_you_mean(name, parameters)
+            raise UnknownArgument(
+                f"{cls.__name__} got the unknown argument '{name}'; expected one of its {kind}.{hint}"
+            )
 
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:

@@ -66,22 +66,40 @@ def _count(ignored: Tensor, given: Tensor | int | None) -> Tensor | int:
     return given.to(ignored.device) if isinstance(given, Tensor) else given
 
 
-def loss_of(outputs: Any, input_names: Iterable[str]) -> Tensor:
+def loss_of(outputs: Any, input_names: Iterable[str], label_names: Iterable[str] = ()) -> Tensor:
     """Return the loss among a model's outputs: the entry ``loss`` of a dictionary, the first entry of a tuple.
 
-    Raises `UsageError` for outputs without one, naming what the model was given (``input_names``).
+    Raises `UsageError` for outputs without one, naming what the model was given (``input_names``) and what it takes for
+    labels (``label_names``).
     """
-    if not isinstance(outputs, Mapping):
-        loss: Tensor = outputs[0]
-        return loss
-    found: Tensor | None = outputs.get("loss")
+    found: Tensor | None = None
+    if isinstance(outputs, Mapping):
+        found, got = outputs.get("loss"), f"outputs {', '.join(outputs)}"
+    elif outputs is None or (isinstance(outputs, Tensor) and outputs.shape != (1,)):
+        # A tensor of logits has a first entry, too, which would be trained on.
+        got = "None" if outputs is None else f"a tensor of shape {tuple(outputs.shape)}"
+    else:
+        found, got = outputs[0], type(outputs).__name__
     if found is None:
+        given, labels = ", ".join(input_names), ", ".join(label_names) or "none"
         raise UsageError(
-            f"the model returned no loss: got outputs {', '.join(outputs)} for the inputs {', '.join(input_names)}, "
-            "expected an entry 'loss'. Give the dataset the labels that the model's forward asks for, "
-            "pass compute_loss_func, or override compute_loss"
+            f"the model returned no loss: got {got} for the inputs {given}; expected a dictionary with an entry "
+            f"'loss', or a tuple that starts with it. The labels that its forward takes: {labels}. Give the data set "
+            "these, pass compute_loss_func, or override compute_loss"
         )
     return found
+
+
+def unfit_loss(loss: Any) -> UsageError:
+    """The error for a loss that backward cannot run on."""
+    if not isinstance(loss, Tensor):
+        got, remedy = f"a loss of type {type(loss).__name__}", "Return it as a tensor."
+    elif loss.numel() != 1:
+        got, remedy = f"a loss of shape {tuple(loss.shape)}", "Take its mean; if it is logits, the labels are missing."
+    else:
+        got = "a loss without a gradient"
+        remedy = "Do not detach it or compute it without gradients, and leave a parameter that it depends on trainable."
+    return UsageError(f"training got {got}; expected a tensor with one number that depends on the parameters. {remedy}")
 
 
 def without_labels(batch: Any) -> Any:

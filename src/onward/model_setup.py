@@ -198,6 +198,24 @@ def apply_liger_kernel(model: nn.Module, config: dict[str, Any] | None = None) -
         log.warning("use_liger_kernel: %s is no transformers model, no kernel was replaced", type(base).__name__)
 
 
+# Diagnostics
+
+
+def watch_overflow(model: nn.Module) -> None:
+    """Stop at the first activation or weight that is not finite, and print the modules before it.
+
+    This is transformers' ``DebugUnderflowOverflow``; raises `MissingDependency` where transformers is not installed.
+    """
+    try:
+        from transformers.debug_utils import DebugUnderflowOverflow
+    except ImportError as error:
+        raise MissingDependency(
+            f"debug='underflow_overflow' needs the package 'transformers', which could not be imported ({error}). "
+            "Install it with: pip install 'onward[hf]'"
+        ) from error
+    DebugUnderflowOverflow(model)  # type: ignore[no-untyped-call]
+
+
 # Special tokens
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from onward import engine, model_setup
 from onward.arguments import TrainingArguments
 from onward.callbacks import CallbackHandler
 from onward.data.causal import NextTokenCollator
 from onward.data.collate import choose_collator
-from onward.errors import UsageError
+from onward.errors import UsageError, check_keywords
 from onward.hooks.checkpointing import CheckpointHooks
 from onward.hooks.data import DataHooks
 from onward.hooks.evaluation import EvaluationHooks
@@ -24,7 +24,7 @@ from onward.hooks.optimization import OptimizationHooks
 from onward.hooks.reporting import ReportingHooks
 from onward.hooks.searching import SearchHooks
 from onward.hooks.training import TrainingHooks
-from onward.loop.checks import check_trainer
+from onward.loop.checks import check_parts, check_trainer
 from onward.loss import LabelSmoother
 from onward.memory import MemoryTracker
 from onward.meters import Meters
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 logger = logging.getLogger(__name__)
+
+# Names that scripts written for older versions of transformers still use, and what does their work now.
+FORMER_PARTS = {"tokenizer": "processing_class", "feature_extractor": "processing_class"}
 
 
 class Trainer(
@@ -70,6 +73,11 @@ class Trainer(
         UsageError: settings that cannot work together, or a model or data that cannot be trained.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Check the names of arguments, which Python itself would refuse without a hint."""
+        check_keywords(cls, kwargs, "arguments", FORMER_PARTS)
+        return super().__new__(cls)
+
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -86,6 +94,7 @@ class Trainer(
         optimizer_cls_and_kwargs: tuple[type[Any], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[..., Any] | None = None,
     ) -> None:
+        check_parts(model, args, callbacks, optimizers)
         self.args = TrainingArguments(output_dir="tmp_trainer") if args is None else args
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.processing_class = processing_class

@@ -13,7 +13,7 @@ import torch
 from onward.arguments.data import SAMPLING_STRATEGIES, START_METHODS
 from onward.arguments.distributed import DDP_BACKENDS
 from onward.arguments.extras import NONFINITE_POLICIES, PACKINGS, PUSH_FAILURES, TRIALS_KEPT
-from onward.arguments.reporting import LOG_LEVELS
+from onward.arguments.reporting import LOG_LEVELS, METRIC_EXTRAS
 from onward.errors import NotSupported, UsageError, did_you_mean
 from onward.types import DebugOption, IntervalStrategy, SaveStrategy, SchedulerType
 
@@ -72,15 +72,10 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
 
 
 def check_numbers(args: TrainingArguments) -> None:
-    """Raise `UsageError` for a number that is no number, or lies outside of what can work."""
+    """Raise `UsageError` for a number that lies outside of what can work."""
     for name, (low, high) in RANGES.items():
         value = getattr(args, name)
-        if value is None:
-            continue
-        if isinstance(value, str):
-            # YAML reads 5e-5 as text, because its floats need a dot.
-            raise UsageError(f"{name} got the text {value!r}; expected a number. In YAML write 5.0e-5, not 5e-5.")
-        if (low is not None and value < low) or (high is not None and value > high):
+        if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
             bounds = f"at least {low}" if high is None else f"from {low} to {high}"
             raise UsageError(f"{name} got {value}; expected a value {bounds}.")
 
@@ -100,10 +95,19 @@ def check_words(args: TrainingArguments) -> None:
     for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs"):
         if isinstance(getattr(args, name), str):
             raise UsageError(f"{name} got the text {getattr(args, name)!r}; expected a dict or a JSON object.")
+    for word in args.include_for_metrics:
+        if word not in METRIC_EXTRAS:
+            hint = did_you_mean(word, METRIC_EXTRAS)
+            raise UsageError(f"include_for_metrics got {word!r}; expected some of {', '.join(METRIC_EXTRAS)}.{hint}")
     known = signal.Signals.__members__
     for word in args.preemption_signals.replace(",", " ").split():
         if word not in known:
             raise UsageError(f"preemption_signals got {word!r}; expected names of signals.{did_you_mean(word, known)}")
+    if args.enable_jit_checkpoint and "SIGTERM" not in args.preemption_signals:
+        raise UsageError(
+            f"enable_jit_checkpoint=True saves on SIGTERM, but got preemption_signals={args.preemption_signals!r}; "
+            "add SIGTERM to these, or leave enable_jit_checkpoint out."
+        )
 
 
 def check_schedule(args: TrainingArguments) -> None:
@@ -181,5 +185,10 @@ def check_supported(args: TrainingArguments) -> None:
         raise NotSupported("onward does not run on DeepSpeed; leave it out to train with DistributedDataParallel.")
     if args.fsdp or _flag_in_environment("ACCELERATE_USE_FSDP"):
         raise NotSupported("onward does not shard models (FSDP); leave it out to train with DistributedDataParallel.")
+    if getattr(args.parallelism_config, "total_size", 1 if args.parallelism_config is None else 0) != 1:
+        raise NotSupported(
+            "onward trains with data parallelism alone, which needs no parallelism_config: leave it out, and start one "
+            "process per device (torchrun or accelerate launch)."
+        )
     if DebugOption.TPU_METRICS_DEBUG in args.debug:
         raise NotSupported("onward does not run on TPUs: debug='tpu_metrics_debug' has nothing to show; leave it out.")

@@ -30,7 +30,7 @@ class DataArguments:
     """Settings for accelerate: an `AcceleratorConfig`, a dict, a JSON object or the path of a JSON file."""
     # accelerate's ParallelismConfig; importing it for an annotation would cost more than a second
     parallelism_config: Any | None = None
-    """An accelerate ParallelismConfig."""
+    """Not supported here: one that asks for more than one process is an error that names the alternative."""
 
     dataloader_drop_last: bool = False
     """Leave out the last batch of an epoch when it is short."""

@@ -52,7 +52,7 @@ class OptimizationArguments:
     average_tokens_across_devices: bool = True
     """Divide the loss by the number of label tokens over all processes, not just over this one."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this L2 norm over all parameters; 0 switches that off."""
+    """Gradients are scaled down to this L2 norm over all parameters; 0 or None switches that off."""
     label_smoothing_factor: float = 0.0
     """Share of each target's probability that is spread over all classes, from 0 to 1."""
 

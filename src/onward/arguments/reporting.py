@@ -10,6 +10,7 @@ from onward.types import IntervalStrategy
 
 LOG_LEVELS = {"detail": 10, "debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50, "passive": -1}
 """Words for `log_level` and the levels of `logging` that they stand for; -1 leaves the level as it is."""
+METRIC_EXTRAS = ["inputs", "loss"]
 
 
 @documented
@@ -72,7 +73,7 @@ class EvaluationArguments:
     eval_use_gather_object: bool = False
     """Gather outputs of any type between processes, not just tensors; slow."""
     eval_accumulation_steps: int | None = None
-    """Evaluation batches kept on the device before they move to the CPU; None keeps all of them until the end."""
+    """Nothing to tune: outputs move to host memory batch by batch, beside the computation of the next one."""
 
     include_for_metrics: list[str] = field(default_factory=list)
     """What else ``compute_metrics`` receives: ``inputs`` and/or ``loss``."""

@@ -131,6 +131,8 @@ def resolve_best_model(args: TrainingArguments) -> None:
 
 def resolve_report_to(report_to: str | list[str] | None) -> list[str]:
     """Return the names of the trackers to report to."""
+    if not isinstance(report_to, str | list | tuple | None):
+        raise UsageError(f"report_to got {report_to!r}; expected the name of a tracker, a list of names, or 'none'.")
     named = [report_to] if isinstance(report_to, str) else list(report_to or [])
     if named == ["all"]:
         named = installed_trackers()

@@ -24,7 +24,7 @@ class SavingArguments:
     save_total_limit: int | None = None
     """Checkpoints that stay on disk; the newest and the best always do. None or 0 keeps all."""
     enable_jit_checkpoint: bool = False
-    """Write a checkpoint when the process is asked to end (SIGTERM)."""
+    """Write a checkpoint when the process is asked to end (SIGTERM). Done anyway, see ``preemption_signals``."""
 
     push_to_hub: bool = False
     """Upload the model to the Hugging Face Hub."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from onward.arguments import checks, devices
 from onward.arguments.documented import documented
+from onward.arguments.kinds import check_types
 from onward.arguments.resolve import resolve
 from onward.arguments.serialised import SerialisedArguments
 from onward.arguments.setters import ArgumentSetters
-from onward.errors import UnknownArgument, did_you_mean
+from onward.errors import check_keywords
+
+logger = logging.getLogger(__name__)
 
 # Names that scripts written for older versions of transformers still use, and what does their work now.
 FORMER_NAMES = {
@@ -38,21 +40,6 @@ FORMER_NAMES = {
     "fsdp_min_num_params": "fsdp_config={'min_num_params': ...}",
     "fsdp_transformer_layer_cls_to_wrap": "fsdp_config={'transformer_layer_cls_to_wrap': ...}",
 }
-
-
-def _check_names(cls: type, given: Iterable[str]) -> None:
-    """Raise `UnknownArgument` for a keyword that ``cls.__init__`` does not take."""
-    known: Iterable[str] = cls.__dataclass_fields__  # type: ignore[attr-defined]
-    if all(name in known for name in given):
-        return
-    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return  # a subclass with an __init__ of its own takes what it likes
-    for name in given:
-        if name in parameters:
-            continue
-        hint = f" It is now: {FORMER_NAMES[name]}." if name in FORMER_NAMES else did_you_mean(name, parameters)
-        raise UnknownArgument(f"{cls.__name__} got the unknown argument '{name}'; expected one of its fields.{hint}")
 
 
 @dataclass(repr=False)
@@ -81,11 +68,13 @@ class TrainingArguments(ArgumentSetters, SerialisedArguments):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Check the names of arguments, which Python itself would refuse without a hint."""
-        _check_names(cls, kwargs)
+        if not kwargs.keys() <= cls.__dataclass_fields__.keys():
+            check_keywords(cls, kwargs, "fields", FORMER_NAMES)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
         """Check and resolve all arguments; running it again changes nothing."""
+        check_types(self)
         checks.check_numbers(self)
         resolve(self)
         checks.check_words(self)
@@ -101,7 +90,7 @@ class Seq2SeqTrainingArguments(TrainingArguments):
     """Arguments of `Seq2SeqTrainer`: those of `TrainingArguments`, and how to generate."""
 
     sortish_sampler: bool = False
-    """Sort samples by length, with some randomness, where the data set supports it."""
+    """Read by nothing, in transformers neither: ``train_sampling_strategy="group_by_length"`` sorts by length."""
     predict_with_generate: bool = False
     """Evaluate and predict with text that the model generates instead of its logits."""
     generation_max_length: int | None = None
@@ -111,3 +100,9 @@ class Seq2SeqTrainingArguments(TrainingArguments):
     # transformers' GenerationConfig is spelled Any: annotations must resolve without transformers
     generation_config: str | Path | Any | None = None
     """A GenerationConfig, or the model id, folder or file to load one from."""
+
+    def __post_init__(self) -> None:
+        """Check and resolve all arguments; running it again changes nothing."""
+        super().__post_init__()
+        if self.sortish_sampler:
+            logger.warning("sortish_sampler=True does nothing. Use train_sampling_strategy='group_by_length'.")

@@ -59,6 +59,14 @@ def default_data_collator(features: Sequence[Any], return_tensors: str = "pt") -
     return batch
 
 
+def not_a_batch(got: Any) -> DataError:
+    """The error for a batch that the model cannot be called with."""
+    return DataError(
+        f"The data_collator returned {type(got).__name__}; expected a dictionary from names of the model's inputs to "
+        "tensors. Return one, or override compute_loss to call the model in another way."
+    )
+
+
 def _attributes(feature: Any) -> Mapping[str, Any]:
     try:
         attributes: Mapping[str, Any] = vars(feature)

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 def signature_columns(forward: Callable[..., Any], label_names: Sequence[str]) -> list[str]:
     """Names that a model's forward takes, and the names that labels go by before they are collated."""
     names = list(inspect.signature(forward).parameters)
-    return names + sorted({"label", "label_ids", *label_names})
+    return names + sorted({"label", "label_ids", *label_names} - {*names})
 
 
 def remove_unused(dataset: Any, wanted: Sequence[str], model_name: str, description: str | None) -> Any:

@@ -178,3 +178,18 @@ def has_length(dataset: Any) -> bool:
     except TypeError:  # some wrappers define __len__ and raise in it
         return False
     return True
+
+
+def named_set(datasets: Any, name: str) -> Any:
+    """The data set `name` of a dictionary of several.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    if not isinstance(datasets, dict) or name not in datasets:
+        there = f"a dictionary of {', '.join(datasets)}" if isinstance(datasets, dict) else type(datasets).__name__
+        raise DataError(
+            f"There is no evaluation data named {name!r}: eval_dataset is {there}. Pass a name of a dictionary, or a "
+            "data set (a name of the Hub is loaded with datasets.load_dataset)."
+        )
+    return datasets[name]

@@ -60,7 +60,7 @@ class DataHooks(TrainerBase):
             known: DataLoader[Any] = kept[key]
             return known
         if isinstance(eval_dataset, str):
-            dataset = self.eval_dataset[eval_dataset]
+            dataset = orders.named_set(self.eval_dataset, eval_dataset)
         else:
             dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         loader = self._get_dataloader(

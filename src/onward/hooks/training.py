@@ -12,6 +12,7 @@ import torch
 
 from onward import engine
 from onward.checkpoint import parts
+from onward.data.collate import not_a_batch
 from onward.errors import DataError
 from onward.hooks.base import TrainerBase
 from onward.loop import leave, step as steps, train as flow
@@ -19,7 +20,7 @@ from onward.loop.accidents import spread_accidents
 from onward.loop.continuing import record_of_loop
 from onward.loop.rollback import roll_back
 from onward.loop.shortcuts import open_shortcuts
-from onward.loss import count_items, loss_of, without_labels
+from onward.loss import count_items, loss_of, unfit_loss, without_labels
 
 if TYPE_CHECKING:
     from torch import nn
@@ -139,6 +140,8 @@ class TrainingHooks(TrainerBase):
         with self.compute_loss_context_manager():
             loss: torch.Tensor = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         del inputs
+        if not (torch.is_tensor(loss) and loss.requires_grad and loss.numel() == 1):
+            raise unfit_loss(loss)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             engine.empty_cache()
@@ -185,6 +188,8 @@ class TrainingHooks(TrainerBase):
             UsageError: the model's outputs hold no loss.
         """
         labels = None
+        if not hasattr(inputs, "keys"):
+            raise not_a_batch(inputs)
         if (self.label_smoother is not None or self.compute_loss_func is not None) and "labels" in inputs:
             labels = inputs.pop("labels")
         if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
@@ -196,7 +201,7 @@ class TrainingHooks(TrainerBase):
             base = engine.unwrapped(self.accelerator, model)
             loss = flow.smoothed_loss(self.label_smoother, base, (outputs, labels), num_items_in_batch)
         else:
-            loss = loss_of(outputs, inputs)
+            loss = loss_of(outputs, inputs, self.label_names)
         takes_count = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
         if self.args.average_tokens_across_devices and takes_count and num_items_in_batch is not None:
             # Each process divided by the count of all of them, and DDP averages where a sum is wanted.
@@ -222,6 +227,8 @@ class TrainingHooks(TrainerBase):
             DataError: it is empty.
         """
         inputs = self._prepare_input(inputs)
+        if inputs is None:
+            raise not_a_batch(inputs)
         if len(inputs) == 0:
             raise DataError(
                 "The collator gave an empty batch: its samples have none of the keys that the model takes "
@@ -274,8 +281,7 @@ class TrainingHooks(TrainerBase):
                 return  # what is evaluated or saved now would be thrown away
         if self.control.should_evaluate:
             with self.meters.paused():
-                metrics = leave.evaluate_or_leave(self, model, trial, ignore_keys_for_eval)
-            is_best = self._determine_best_metric(metrics=metrics, trial=trial)
+                is_best = leave.evaluate_or_leave(self, model, trial, ignore_keys_for_eval)
             if self.args.save_strategy == "best":
                 self.control.should_save = is_best
         if self.control.should_save:

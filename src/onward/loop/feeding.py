@@ -20,6 +20,7 @@ from onward.data.loader import Share, build_loader, order_seed
 from onward.data.order import EpochShuffle, LengthAwareSampler, LengthGroupedSampler, has_length, sample_lengths
 from onward.errors import DataError, UsageError
 from onward.leaving import ignore_signals
+from onward.loop.checks import check_dataset
 from onward.plan import RunLength, RunPlan, make_plan
 from onward.speed.packing import PackedBatches
 
@@ -52,6 +53,7 @@ def training_loader(
 ) -> Any:
     """onward's own training loader, or accelerate's where it splits or dispatches the batches itself."""
     args = host.args
+    check_dataset(dataset, "training")
     if has_length(dataset) and len(dataset) == 0:
         raise DataError("The training data is empty: it has 0 samples, expected at least one. Check how it is loaded.")
     sampler = None if isinstance(dataset, IterableDataset) or sampler_fn is None else sampler_fn(dataset)
@@ -78,6 +80,7 @@ def evaluation_loader(
     host: TrainerBase, dataset: Any, collator: Any, batch_size: int, sampler_fn: Callable[[Any], Any] | None
 ) -> Any:
     """A loader for evaluation, made by accelerate, which fills up and later drops the end of the set over processes."""
+    check_dataset(dataset, "evaluation")
     options: dict[str, Any] = {"batch_size": batch_size, "collate_fn": collator, **worker_options(host.args)}
     if not isinstance(dataset, IterableDataset):
         options["drop_last"] = host.args.dataloader_drop_last

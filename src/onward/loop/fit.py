@@ -230,7 +230,8 @@ def apply_gradients(host: TrainerBase, run: Run) -> None:
 
 def clip(host: TrainerBase, run: Run) -> Any:
     """Clip the gradient; returns the norm that it had."""
-    clipped = host._clip_grad_norm(run.model) if host.args.max_grad_norm > 0 else None
+    limit = host.args.max_grad_norm
+    clipped = host._clip_grad_norm(run.model) if limit is not None and limit > 0 else None
     return host._get_grad_norm(run.model, grad_norm=clipped)
 
 

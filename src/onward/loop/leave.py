@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onward.arguments import option
 from onward.checkpoint import parts
-from onward.errors import Preempted
+from onward.errors import Preempted, UnknownMetric
 from onward.leaving import Leaving, parse_signals
 from onward.loop.undo import Buffers, Start
 
@@ -75,16 +75,24 @@ def leave_evaluation_if_asked(host: TrainerBase) -> None:
         raise EvaluationLeft
 
 
-def evaluate_or_leave(host: TrainerBase, model: Any, trial: Any, ignore_keys: list[str] | None) -> dict[str, float]:
-    """Evaluate; if the run has to end meanwhile, save as things stood before, with the evaluation still due."""
+def evaluate_or_leave(host: TrainerBase, model: Any, trial: Any, ignore_keys: list[str] | None) -> bool:
+    """Evaluate, and return whether the watched metric is the best so far.
+
+    If the run has to end meanwhile, or the metric is not there, save as things stood before, with the evaluation still
+    due: a metric's name can be put right without training again.
+    """
     generators = parts.rng_states(distributed=False)
     logged = len(host.state.log_history)
     try:
-        return host._evaluate(trial, ignore_keys)
-    except EvaluationLeft:
+        metrics = host._evaluate(trial, ignore_keys)
+        return host._determine_best_metric(metrics=metrics, trial=trial)
+    except (EvaluationLeft, UnknownMetric) as ending:
         parts.restore_rng_states(generators)
         del host.state.log_history[logged:]
         host._due_after_resume = {"evaluate": True, "save": bool(host.control.should_save)}
+        if isinstance(ending, UnknownMetric):
+            save(host, model, trial)
+            raise
         save_and_leave(host, model, trial)
         raise AssertionError("save_and_leave does not return") from None
 

@@ -28,6 +28,8 @@ def count_micro_batch(host: TrainerBase, loss: torch.Tensor, inputs: Any) -> Non
     args = host.args
     total = host._tr_loss
     assert total is not None
+    if loss.dim():  # of one number, as models return that gather it over devices
+        loss = loss.reshape(())
     if host._loss_before is None:
         host._loss_before = total.item() if total.device.type == "cpu" else total.clone()
     # On CPU reading a number is free; an accelerator decides for itself, without being waited for.

@@ -22,6 +22,7 @@ from onward.data.order import has_length
 from onward.errors import UsageError
 from onward.loop.accidents import judge
 from onward.loop.account import speed_account
+from onward.loop.checks import check_training
 from onward.loop.continuing import restore_run
 from onward.loop.feeding import plan_run, share_of, strategy_name
 from onward.loop.fit import Run, fit
@@ -48,6 +49,7 @@ def train(host: TrainerBase, resume: str | bool | None, trial: Any, ignore_keys:
     memory.reset_peak()
     host.is_in_train = True
     try:
+        check_training(host)
         host._hp_search_setup(trial)  # before the model, whose weights depend on the trial's seed
         _open_model(host, trial)
         checkpoint = find_checkpoint(host._fetch_checkpoint(resume), host._get_output_dir(host._trial))
@@ -89,6 +91,8 @@ def _open_model(host: TrainerBase, trial: Any) -> None:
         options = args.activation_checkpointing_kwargs
         assert not isinstance(options, str), "the arguments turn JSON text into a dictionary"
         model_setup.enable_activation_checkpointing(host.model, options)
+    if "underflow_overflow" in args.debug:
+        model_setup.watch_overflow(host.model)
     if host.processing_class is not None:
         model_setup.align_special_tokens(host.model, host.processing_class)
     if host.neftune_noise_alpha is not None:

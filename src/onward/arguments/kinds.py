@@ -1,0 +1,74 @@
+"""Whether each argument is of the type that its field names: ``bf16="False"`` would be taken for true otherwise."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from onward.arguments.fields import ArgumentFields
+from onward.errors import UsageError
+
+if TYPE_CHECKING:
+    from onward.arguments.training_arguments import TrainingArguments
+
+
+def _is_flag(value: Any) -> bool:
+    return value in (True, False)  # 0, 1 and numpy's, as configurations hold them
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return value == value and abs(float(value)) < float("inf") and not isinstance(value, str)
+    except (TypeError, ValueError):
+        return False
+
+
+# How a field's annotation is written: the words for it, and what tells whether a value fits.
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "bool": ("True or False", _is_flag),
+    "int": ("a whole number", _is_whole),
+    "float": ("a finite number", _is_number),
+    "str": ("text", lambda value: isinstance(value, str | os.PathLike)),
+    "list[str]": ("a list of names", lambda value: isinstance(value, list | tuple)),
+    "dict[str, bool]": ("a dictionary", lambda value: isinstance(value, Mapping)),
+    "dict[str, Any] | str": ("a dictionary or a JSON object", lambda value: isinstance(value, Mapping | str)),
+    "dict | str": ("a dictionary or a JSON object", lambda value: isinstance(value, Mapping | str)),
+}
+SEVERAL_TYPES = ("accelerator_config", "deepspeed", "fsdp", "max_shard_size")
+"""Fields whose values become other objects than their annotation says, and are checked where that happens."""
+NONE_TOO = ("max_grad_norm",)
+"""Fields that configurations switch off by None, whatever transformers' annotation says."""
+
+
+@functools.cache
+def _expected() -> list[tuple[str, bool, str, Callable[[Any], bool]]]:
+    """Name, whether `None` will do, words and check of every field that has a plain type."""
+    found = []
+    for entry in fields(ArgumentFields):
+        kind = str(entry.type).removesuffix(" | None")
+        if kind in KINDS and entry.name not in SEVERAL_TYPES:
+            found.append((entry.name, kind != entry.type or entry.name in NONE_TOO, *KINDS[kind]))
+    return found
+
+
+def check_types(args: TrainingArguments) -> None:
+    """Raise `UsageError` for a value whose type its field cannot take."""
+    for name, may_be_none, words, fits in _expected():
+        value = getattr(args, name)
+        if (value is None and may_be_none) or fits(value):
+            continue
+        got = f"the text {value!r}" if isinstance(value, str) else f"{value!r} ({type(value).__name__})"
+        hint = " In YAML write 5.0e-5, not 5e-5." if words == "a finite number" and isinstance(value, str) else ""
+        raise UsageError(f"{name} got {got}; expected {words}{' or None' if may_be_none else ''}.{hint}")

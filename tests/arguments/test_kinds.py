@@ -1,0 +1,54 @@
+"""A value of the wrong type is refused when it is given, whatever Python would make of it later."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onward.arguments import TrainingArguments
+from onward.errors import UsageError
+
+WRONG = [
+    ({"bf16": "False"}, "bf16 got the text 'False'; expected True or False."),
+    ({"remove_unused_columns": "no"}, "expected True or False"),
+    ({"disable_tqdm": 2}, "True or False or None"),
+    ({"max_steps": "10"}, "max_steps got the text '10'; expected a whole number."),
+    ({"max_steps": 2.5}, "whole number"),
+    ({"per_device_train_batch_size": None}, "whole number"),
+    ({"seed": 1.5}, "whole number"),
+    ({"save_total_limit": "2"}, "whole number or None"),
+    ({"learning_rate": None}, "finite number"),
+    ({"learning_rate": float("nan")}, "got nan"),
+    ({"num_train_epochs": float("inf")}, "finite number"),
+    ({"metric_for_best_model": 5}, "metric_for_best_model got 5"),
+    ({"label_names": "labels"}, "list of names"),
+    ({"include_for_metrics": "inputs"}, "list of names"),
+    ({"include_for_metrics": ["input"]}, "Did you mean 'inputs'"),
+    ({"lr_scheduler_kwargs": [1]}, "a dictionary or a JSON object"),
+    ({"liger_kernel_config": ["rope"]}, "a dictionary"),
+    ({"report_to": 5}, "name of a tracker"),
+    ({"enable_jit_checkpoint": True, "preemption_signals": "SIGUSR1"}, "add SIGTERM"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), WRONG, ids=lambda value: str(value)[:50])
+def test_a_wrong_type_is_told(given, message):
+    with pytest.raises(UsageError, match=message):
+        TrainingArguments(use_cpu=True, **given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"output_dir": Path("here")},
+        {"seed": np.int64(3), "max_steps": np.int32(4)},
+        {"learning_rate": np.float32(0.1), "num_train_epochs": 2},
+        {"logging_first_step": 1, "bf16": np.False_},
+        {"max_grad_norm": None},
+        {"include_for_metrics": ("inputs", "loss")},
+        {"max_shard_size": 10**6},
+    ],
+    ids=str,
+)
+def test_what_works_is_let_through(given):
+    TrainingArguments(use_cpu=True, **given)
