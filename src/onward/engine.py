@@ -77,20 +77,16 @@ def _compilation(args: Any) -> Any:
     """How accelerate compiles the model; `None` where it does not, or cannot."""
     if not args.torch_compile:
         return None
-    from accelerate.utils import TorchDynamoPlugin
-
-    if lack := missing_compiler(args.torch_compile_backend, args.device.type):
-        logger.warning("torch_compile is not used: %s. Install it, or set torch_compile=False.", lack)
-        return None
-    from accelerate.utils import DynamoBackend
+    from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 
     backends = [backend.value.lower() for backend in DynamoBackend]
     if args.torch_compile_backend.lower() not in backends:
         raise UsageError(
             f"torch_compile_backend got {args.torch_compile_backend!r}; expected one of {', '.join(backends)}."
         )
-    if args.torch_compile_mode == BLOCKS:
-        return TorchDynamoPlugin(backend=args.torch_compile_backend, use_regional_compilation=True)
+    # Blocks are compiled by `onward.speed.compiling`; what is missing is said when training begins.
+    if args.torch_compile_mode == BLOCKS or missing_compiler(args.torch_compile_backend, args.device.type):
+        return None
     return TorchDynamoPlugin(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
 
 

@@ -284,7 +284,7 @@ def enable_activation_checkpointing(model: nn.Module, options: dict[str, Any] | 
         if method is not None:
             _call_with_known(method, {keyword: options or None, "every_n_layers": every, "offload": offload})
             return 0
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
     if not blocks:
         raise UsageError(
             f"activation_checkpointing: got a {type(model).__name__} without blocks, expected a method "
@@ -305,7 +305,7 @@ def _call_with_known(method: Any, wanted: dict[str, Any]) -> None:
     method(**wanted)
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
+def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The outermost members of lists and sequences that have parts of their own, in the order of the model."""
     found: list[nn.Module] = []
     for child in model.children():
@@ -314,7 +314,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
         if listed and not is_list and any(True for _ in child.parameters()):
             found.append(child)
         else:
-            found += _blocks(child)
+            found += blocks_of(child)
     return found
 
 

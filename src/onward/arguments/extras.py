@@ -52,6 +52,8 @@ class OnwardArguments:
     """Tokens in one micro-batch: a step's samples are split by size instead of by number. None for no limit."""
     chunked_loss: Literal["auto", True, False] = False
     """Compute the language-model loss in chunks, so that no full logits exist; ``auto`` where the model allows it."""
+    torch_compile_fallback: bool = True
+    """Go back to plain steps if compiled ones measure slower; False compiles in any case, and from the first step."""
     length_aware_window: int = 1
     """Optimizer steps that ``length_aware`` sampling sorts together; 1 leaves each step the samples that it has."""
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onward.meters import Meters
     from onward.optim.clip import Gradients
     from onward.plan import RunPlan
+    from onward.speed.compiling import Compilation
     from onward.speed.shortcuts import Shortcuts
     from onward.state import TrainerControl, TrainerState
 
@@ -64,6 +65,7 @@ class TrainerBase:
     feed: Feed | None = None
     gather_function: Callable[[Any], Any]
     _shortcuts: Shortcuts | None = None
+    _compilation: Compilation | None = None
 
     # What the model can do
     label_names: list[str] = []  # noqa: RUF012  replaced, never mutated

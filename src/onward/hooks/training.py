@@ -120,6 +120,9 @@ class TrainingHooks(TrainerBase):
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
             self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
+        if self._compilation is not None:  # shortcuts are closed
+            with self._compilation.computing(self.state.global_step, model, inputs) as whole:
+                return self._forward_and_backward(whole, inputs, num_items_in_batch)
         if self._shortcuts is None:
             return self._forward_and_backward(model, inputs, num_items_in_batch)
         with self._shortcuts.taking(inputs) as shorter:

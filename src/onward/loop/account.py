@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from onward.arguments import option
-from onward.speed.compiling import compiler_account
+from onward.speed.compiling import Compiled
 from onward.speed.waste import Spent, largest_waste, peak_of, utilisation
 
 if TYPE_CHECKING:
@@ -48,9 +48,11 @@ def speed_account(host: TrainerBase, start_time: float) -> dict[str, float]:
             packs=bool(option(host.args, "padding_free")),
         )
     )
+    compiled = None if host._compilation is None else Compiled.so_far().since(host._compilation.before)
+    if compiled is not None:
+        account |= compiled.metrics()
     if host.is_world_process_zero():
-        compiled = compiler_account() if host.args.torch_compile else None
-        for line in filter(None, (compiled, waste)):
+        for line in filter(None, (compiled if compiled and compiled.graphs else None, waste)):
             logger.info("Speed: %s", line)
     return account
 

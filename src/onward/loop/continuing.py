@@ -38,6 +38,7 @@ def record_of_loop(host: TrainerBase) -> dict[str, Any]:
         "stopped_before": host.state.max_steps if host.control.should_training_stop else None,
         "figures": [_number(value) for value in host._step_figures],
         "feed": None if host.feed is None else host.feed.state_dict(),
+        "compilation": None if host._compilation is None else host._compilation.state_dict(),
         "arguments": {k: str(v) for k, v in host.args.to_sanitized_dict().items()},
     }
 
@@ -159,6 +160,8 @@ def _restore_loop(host: TrainerBase, extra: dict[str, Any]) -> None:
     host._step_figures = StepFigures(*extra["figures"])
     if extra["feed"] is not None and host.feed is not None and not host.args.ignore_data_skip:
         host.feed.load_state_dict(extra["feed"], allow_mismatch=bool(option(host.args, "allow_resume_mismatch")))
+    if host._compilation is not None:
+        host._compilation.load_state_dict(extra.get("compilation"))
     _tell_changes(extra["arguments"], {k: str(v) for k, v in host.args.to_sanitized_dict().items()})
 
 

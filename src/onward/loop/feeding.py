@@ -21,6 +21,7 @@ from onward.data.order import EpochShuffle, LengthAwareSampler, LengthGroupedSam
 from onward.errors import DataError, UsageError
 from onward.leaving import ignore_signals
 from onward.loop.checks import check_dataset
+from onward.loop.compilation import with_few_lengths
 from onward.plan import RunLength, RunPlan, make_plan
 from onward.speed.packing import PackedBatches
 
@@ -56,6 +57,7 @@ def training_loader(
     check_dataset(dataset, "training")
     if has_length(dataset) and len(dataset) == 0:
         raise DataError("The training data is empty: it has 0 samples, expected at least one. Check how it is loaded.")
+    collator = with_few_lengths(host, collator)
     sampler = None if isinstance(dataset, IterableDataset) or sampler_fn is None else sampler_fn(dataset)
     if engine.is_gathered_by_dispatch(host.accelerator):
         batching: dict[str, Any] = {

@@ -23,6 +23,7 @@ from onward.errors import UsageError
 from onward.loop.accidents import judge
 from onward.loop.account import speed_account
 from onward.loop.checks import check_training
+from onward.loop.compilation import compile_model, open_compilation
 from onward.loop.continuing import restore_run
 from onward.loop.feeding import plan_run, share_of, strategy_name
 from onward.loop.fit import Run, fit
@@ -101,9 +102,11 @@ def _open_model(host: TrainerBase, trial: Any) -> None:
 
 
 def _close_model(host: TrainerBase) -> None:
-    host._modules = host._gradients = host._buffers = (
-        None  # or they would keep this model beside the next one that `model_init` makes
-    )
+    if host._compilation is not None:
+        host._compilation.close()
+        host._compilation = None
+    # Or they would keep this model beside the next one that `model_init` makes.
+    host._modules = host._gradients = host._buffers = None
     if host.neftune_hook_handle is not None:
         model_setup.deactivate_neftune(engine.unwrapped(host.accelerator, host.model), host.neftune_hook_handle)
         host.neftune_hook_handle = None
@@ -127,6 +130,7 @@ def run(host: TrainerBase, checkpoint: str | None, trial: Any, ignore_keys: list
     host.plan = plan_run(host, loader, host.args)
     feed = Feed(loader, share_of(host), engine.mover(host.accelerator, host.args.dataloader_pin_memory) or _same)
     host.feed = feed
+    host._compilation = open_compilation(host)
     _start_state(host, trial)
     is_over = checkpoint is not None and restore_run(host, checkpoint)
     _set_references(host, trial)
@@ -205,6 +209,7 @@ def _prepare(host: TrainerBase, checkpoint: str | None) -> nn.Module:
         model, host.optimizer = host.accelerator.prepare(host.model, host.optimizer)
     else:
         host.optimizer = host.accelerator.prepare(host.optimizer)
+    compile_model(host, model)
     host.create_scheduler(num_training_steps=plan.max_steps)
     host.model_wrapped = model
     if checkpoint is not None:
