@@ -1,12 +1,16 @@
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 import torch
 
+from onward import Trainer, TrainerCallback, TrainingArguments
 from onward.errors import UsageError
-from onward.memory import MemoryTracker, peak_figures, reset_peak
+from onward.memory import MemoryTracker, old_objects_frozen, peak_figures, reset_peak
+from tests.tiny import RegressionData, TinyRegression
 
 MB = 2**20
 
@@ -105,3 +109,55 @@ def test_skipped_it_does_nothing():
 def test_an_unknown_caller_is_told_to_name_the_stage():
     with pytest.raises(UsageError, match=r"test_an_unknown_caller.*init, train, eval, test"):
         MemoryTracker().start()
+
+
+class Cycle:
+    """Only the garbage collector can free it."""
+
+    def __init__(self):
+        self.itself = self
+
+
+class Littering(TrainerCallback):
+    """Leaves cycles behind in each step, and looks at what the collector leaves alone."""
+
+    def __init__(self, fails_at=None):
+        self.fails_at, self.frozen, self.alive = fails_at, [], []
+        self.made = weakref.WeakSet()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.frozen.append(gc.get_freeze_count())
+        for _ in range(500):
+            self.made.add(Cycle())
+        self.alive.append(len(self.made))
+        if state.global_step == self.fails_at:
+            raise RuntimeError("in the middle")
+
+
+def littered_run(folder, callback):
+    args = TrainingArguments(str(folder), max_steps=20, report_to="none", use_cpu=True, save_strategy="no")
+    Trainer(TinyRegression(), args, train_dataset=RegressionData(), callbacks=[callback]).train()
+
+
+def test_training_freezes_old_objects_and_still_collects_new_ones(tmp_path):
+    assert gc.get_freeze_count() == 0
+    callback = Littering()
+    littered_run(tmp_path, callback)
+    assert min(callback.frozen) > 10_000
+    assert gc.get_freeze_count() == 0
+    assert gc.isenabled()
+    assert max(callback.alive) < 20 * 500 / 2, "cycles were not collected while training"
+    with pytest.raises(RuntimeError, match="in the middle"):
+        littered_run(tmp_path, Littering(fails_at=3))
+    assert gc.get_freeze_count() == 0
+
+
+def test_objects_that_somebody_else_froze_stay_frozen():
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        with old_objects_frozen():
+            assert gc.get_freeze_count() == before
+        assert gc.get_freeze_count() == before
+    finally:
+        gc.unfreeze()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from onward.data.ahead import Transfer
 from onward.errors import NotSupported, UsageError
 from onward.speed.compiling import BLOCKS, missing_compiler
 
@@ -139,12 +140,60 @@ def sums_over_processes(accelerator: Accelerator) -> Callable[[torch.Tensor], to
 
 
 def mover(accelerator: Accelerator, non_blocking: bool) -> Callable[[Any], Any] | None:
-    """A function that puts a batch on the training device; `None` on CPU, where batches already are."""
+    """A function that puts a batch on the training device; `None` on CPU, where batches already are.
+
+    On a GPU it is a `Transfer` beside the training; `non_blocking` then needs batches in page-locked memory.
+    """
     if accelerator.device.type == "cpu":
         return None
     from accelerate.utils import send_to_device
 
-    return functools.partial(send_to_device, device=accelerator.device, non_blocking=non_blocking)
+    send = functools.partial(send_to_device, device=accelerator.device, non_blocking=non_blocking)
+    return SideStream(accelerator.device, send) if accelerator.device.type == "cuda" else send
+
+
+class SideStream(Transfer):
+    """Copies batches to a GPU on a stream of its own.
+
+    The stream that trains waits on the GPU for a copy before it uses it, and the host waits for neither.
+    """
+
+    def __init__(self, device: torch.device, send: Callable[[Any], Any]) -> None:
+        """`send` copies a batch to `device` on the current stream."""
+        self.device = device
+        self.send = send
+        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def start(self, batch: Any) -> Any:
+        """Queue the copies."""
+        # A collator may have made the batch on the GPU: it must be there before it is copied.
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            moved = self.send(batch)
+        return moved, self.stream.record_event()
+
+    def finish(self, started: Any) -> Any:
+        """Let the current stream wait for the copies."""
+        moved, copied = started
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(copied)
+        for tensor in tensors_in(moved):
+            if tensor.is_cuda:
+                # Its memory belongs to the side stream, which would hand it out again before this one is done with it.
+                tensor.record_stream(current)
+        return moved
+
+
+def tensors_in(data: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested mappings and sequences."""
+    if isinstance(data, torch.Tensor):
+        yield data
+    elif isinstance(data, list | tuple):
+        for part in data:
+            yield from tensors_in(part)
+    elif hasattr(data, "keys") and hasattr(data, "items"):
+        for _, part in data.items():
+            yield from tensors_in(part)
 
 
 def is_gathered_by_dispatch(accelerator: Accelerator) -> bool:

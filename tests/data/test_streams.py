@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from onward.data.feed import Feed
 from onward.data.loader import Share, TrainLoader, build_loader
-from onward.data.streams import is_stateful
+from onward.data.pieces import Pieces
+from onward.data.streams import Carried, is_stateful
 
 SHARE = Share(seed=11)
 
@@ -195,3 +197,24 @@ def test_loaders_of_the_user_are_rebuilt_or_replayed() -> None:
         torch.manual_seed(99)
         later.load_state_dict(state)
         assert list(later.epoch(0, skip=2)) == whole[2:]
+
+
+class Pinnable:
+    """Says whether it was page-locked, which real tensors can only be where there is an accelerator."""
+
+    pinned = False
+
+    def pin_memory(self) -> Pinnable:
+        self.pinned = True
+        return self
+
+
+def test_batches_from_workers_are_page_locked_also_in_their_wrappers() -> None:
+    carried = pin_memory(Carried({"x": Pinnable()}, 0, 4, None))
+    assert carried.batch["x"].pinned
+    assert (carried.worker, carried.samples) == (0, 4)
+    pieces = Pieces([{"x": Pinnable()}, {"x": Pinnable()}])
+    pieces.indices = "where they stand"
+    pinned = pin_memory(pieces)
+    assert [piece["x"].pinned for piece in pinned] == [True, True]
+    assert pinned.indices == "where they stand"

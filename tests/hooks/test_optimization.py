@@ -11,6 +11,7 @@ import transformers
 from accelerate import Accelerator
 from tests.tiny import RegressionData, TinyRegression
 
+from onward import Trainer, TrainerCallback, TrainingArguments
 from onward.errors import UsageError
 from onward.hooks.optimization import OptimizationHooks
 
@@ -113,3 +114,21 @@ def test_another_model_is_listed_anew(tmp_path: Path) -> None:
         p.grad = torch.ones_like(p)
     assert host._get_grad_norm(first) == 0
     assert host._get_grad_norm(second) > 0
+
+
+class Looks(TrainerCallback):
+    """At the optimizer and the gradients behind each step."""
+
+    seen: list[Any]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        (group,) = {bool(group.get("fused")) for group in kwargs["optimizer"].param_groups}
+        self.seen.append((group, {p.grad for p in kwargs["model"].parameters()}))
+
+
+def test_the_default_optimizer_is_fused_and_gradients_go_back_to_none(tmp_path: Path) -> None:
+    looks = Looks()
+    looks.seen = []
+    args = TrainingArguments(str(tmp_path), max_steps=2, report_to="none", use_cpu=True, save_strategy="no")
+    Trainer(TinyRegression(), args, train_dataset=RegressionData(16), callbacks=[looks]).train()
+    assert looks.seen == [(True, {None})] * 2

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler
 
+from onward.data.ahead import Transfer, one_ahead
 from onward.data.batches import GivenBatches, MicroBatches
 from onward.data.fetch import Collate, Samples
 from onward.data.order import EpochShuffle
@@ -123,26 +124,30 @@ class TrainLoader(DataLoader[Any]):
     def collate_again(self, indices: Any, limit: int) -> Pieces:
         """A micro-batch that was given out, fetched anew and in pieces of at most `limit` samples."""
         assert isinstance(self.collate_fn, Collate)
-        return self._moved(self.collate_fn.again(indices, limit))
+        again: Pieces = self._moved(self.collate_fn.again(indices, limit))
+        return again
 
     def pieces(self) -> Iterator[Pieces]:
         """Iterate as always, but over micro-batches as `Pieces`."""
-        for batch in self._batches():
-            yield self._moved(batch)
+        return self._on_device(map(_as_pieces, self._batches()))
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for batch in self._batches():
+        for batch in self._on_device(self._batches()):
             if isinstance(batch, Pieces):
-                yield from self._moved(batch)
+                yield from batch
             else:
-                yield batch if self.move is None else self.move(batch)
+                yield batch
 
-    def _moved(self, batch: Any) -> Pieces:
-        pieces = Pieces(batch if isinstance(batch, Pieces) else [batch])
-        pieces.indices = getattr(batch, "indices", None)
-        if self.move is not None:
-            pieces[:] = map(self.move, pieces)
-        return pieces
+    def _on_device(self, batches: Iterator[Any]) -> Iterator[Any]:
+        # Of a stream nothing is pulled ahead: its state has to be that behind the batch given out last.
+        if isinstance(self.move, Transfer) and isinstance(self.dataset, Samples):
+            return one_ahead(batches, Piecewise(self.move))
+        return map(self._moved, batches)
+
+    def _moved(self, batch: Any) -> Any:
+        if self.move is None:
+            return batch
+        return batch.each(self.move) if isinstance(batch, Pieces) else self.move(batch)
 
     def _batches(self) -> Iterator[Any]:
         track = self._track
@@ -161,6 +166,25 @@ class TrainLoader(DataLoader[Any]):
         finally:
             if self._track is track:  # a generator of an earlier epoch may be collected late
                 self._track = self._new_track()
+
+
+class Piecewise(Transfer):
+    """Moves a batch by `inner`; `Pieces` piece by piece."""
+
+    def __init__(self, inner: Transfer) -> None:
+        self.inner = inner
+
+    def start(self, batch: Any) -> Any:
+        """Begin to move all pieces."""
+        return batch.each(self.inner.start) if isinstance(batch, Pieces) else self.inner.start(batch)
+
+    def finish(self, started: Any) -> Any:
+        """The moved pieces."""
+        return started.each(self.inner.finish) if isinstance(started, Pieces) else self.inner.finish(started)
+
+
+def _as_pieces(batch: Any) -> Pieces:
+    return batch if isinstance(batch, Pieces) else Pieces([batch])
 
 
 def build_loader(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,12 @@ class Pieces(list[Any]):
 
     indices: Any = None
     """`onward.data.batches.Indices` of the micro-batch, `None` where they are unknown."""
+
+    def each(self, work: Callable[[Any], Any]) -> Pieces:
+        """The result of `work` for each part, in its place."""
+        done = Pieces(map(work, self))
+        done.indices = self.indices
+        return done
 
 
 def spans(count: int, limit: int | None) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from onward.data.draws import key_of, mark, rewind, seed_streams
 
@@ -44,6 +45,11 @@ class Carried:
     worker: int
     samples: int
     state: dict[str, Any] | None
+
+    def pin_memory(self) -> Carried:
+        """Page-lock the batch; a `DataLoader` asks for it like this where it does not know a type."""
+        self.batch = pin_memory(self.batch)
+        return self
 
 
 class _Idle:

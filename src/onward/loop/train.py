@@ -148,7 +148,8 @@ def run(host: TrainerBase, checkpoint: str | None, trial: Any, ignore_keys: list
         logger.warning("auto_find_batch_size='grow' does not look for a larger size yet: it works as True does.")
     if finds:
         run.fitting = Fitting(host, run, found)
-    with watch(host) as host._leaving:
+    # accelerate's free_memory has just collected: what is frozen now is alive.
+    with watch(host) as host._leaving, memory.old_objects_frozen():
         fit(host, run)
         finish_saving(host, model, trial)  # under watch: a signal must not cut off the last save
     host._leaving = None
