@@ -171,3 +171,11 @@ def test_a_run_that_died_before_it_could_rotate_does_so_at_its_end() -> None:
     trainer(max_steps=4).train()  # no limit: as if killed behind each commit
     trainer(max_steps=4, save_total_limit=2).train(resume_from_checkpoint=True)
     assert steps() == [3, 4]
+
+
+def test_a_longer_run_follows_its_new_schedule_from_the_first_step_on() -> None:
+    trainer(max_steps=4).train()
+    made = trainer(max_steps=8)
+    made.train(resume_from_checkpoint=True)
+    rates = [line["learning_rate"] for line in made.state.log_history if line["step"] > 4 and "loss" in line]
+    assert rates == pytest.approx([5e-5 * left / 8 for left in (4, 3, 2, 1)])

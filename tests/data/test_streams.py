@@ -15,6 +15,7 @@ from onward.data.feed import Feed
 from onward.data.loader import Share, TrainLoader, build_loader
 from onward.data.pieces import Pieces
 from onward.data.streams import Carried, is_stateful
+from onward.errors import CheckpointMismatch
 
 SHARE = Share(seed=11)
 
@@ -107,7 +108,8 @@ def test_a_stream_without_a_state_is_replayed(caplog: pytest.LogCaptureFixture) 
     later = Feed(loader_of(data, 0), SHARE, same)
     assert [b.tolist() for b in later.epoch(1, skip=30)] == whole[30:]
     assert data.pulled == 100
-    assert "90 samples" in caplog.text
+    assert "its first 90 samples are pulled and dropped" in caplog.text
+    assert "dropped 90 samples in 0.0 s" in caplog.text
 
 
 def test_passes_differ_and_the_next_one_starts_anew() -> None:
@@ -166,6 +168,64 @@ def test_ranks_share_a_stream(world: int) -> None:
         for b in Feed(build_loader(Numbers(23), torch.tensor, None, SHARE, batch_size=2), SHARE, same).epoch(0)
     ]
     assert sorted(x for rank in ranks for b in rank for x in b) == sorted(x for b in alone for x in b)
+
+
+def on_ranks(kind: type, world: int, workers: int) -> list[Feed]:
+    """The feeds of all ranks; together they take six samples at a time."""
+    shares = [Share(11, rank, world) for rank in range(world)]
+    options: dict[str, Any] = {"batch_size": 6 // world, "num_workers": workers}
+    return [Feed(build_loader(kind(42), torch.tensor, None, share, **options), share, same) for share in shares]
+
+
+def rounds(feeds: list[Feed], skip: int = 0) -> Iterator[list[float]]:
+    """What all ranks together take, step after step."""
+    for batches in zip(*(feed.epoch(1, skip) for feed in feeds), strict=True):
+        yield [number for batch in batches for number in batch.tolist()]
+
+
+@pytest.mark.parametrize("kind", [Numbers, Stateful])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_another_number_of_ranks_goes_on_in_the_same_order(kind: type, workers: int) -> None:
+    whole = list(rounds(on_ranks(kind, 1, workers)))
+    feeds, done = on_ranks(kind, 1, workers), 0
+    for world in (2, 1, 2):
+        steps = rounds(feeds, done)
+        assert [next(steps), next(steps)] == whole[done : done + 2]
+        done += 2
+        state = feeds[0].state_dict()
+        feeds = on_ranks(kind, world, workers)
+        for feed in feeds:
+            feed.load_state_dict(state)
+    rest = [number for step in rounds(feeds, done) for number in step]
+    assert sorted(rest) == sorted(number for step in whole[done:] for number in step)
+
+
+def test_a_stream_that_was_split_over_ranks_is_refused_by_another_number_of_them() -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def feed_of(world: int) -> Feed:
+        data = datasets.Dataset.from_dict({"x": list(range(40))}).to_iterable_dataset(num_shards=4)
+        share = Share(11, 0, world)
+        return Feed(build_loader(data, lambda s: [x["x"] for x in s], None, share, batch_size=2), share, same)
+
+    feed = feed_of(2)
+    next(feed.epoch(0))
+    state = feed.state_dict()
+    feed_of(2).load_state_dict(state)
+    with pytest.raises(CheckpointMismatch, match=r"(?s)into 2 shards.*into 1 now.*allow_resume_mismatch=True"):
+        feed_of(1).load_state_dict(state)
+    feed_of(1).load_state_dict(state, allow_mismatch=True)
+
+
+def test_the_number_of_workers_that_share_out_a_stream_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    whole = epoch(Stateful(25), 2)
+    feed = Feed(loader_of(Stateful(25), 2), SHARE, same)
+    batches = feed.epoch(1)
+    assert [next(batches).tolist() for _ in range(3)] == whole[:3]
+    later = Feed(loader_of(Stateful(25), 0), SHARE, same)
+    later.load_state_dict(feed.state_dict())
+    assert [b.tolist() for b in later.epoch(1, skip=3)] == whole[3:]
+    assert "goes on with the 2 that it began with, not 0" in caplog.text
 
 
 def test_loaders_of_the_user_are_rebuilt_or_replayed() -> None:

@@ -72,6 +72,23 @@ def counted(
     return request.param, calls
 
 
+@pytest.mark.parametrize("through_hooks", [True, False], ids=["through the hooks", "beside the loop"])
+def test_all_is_flushed_before_the_rename_and_the_folder_behind_it(
+    through_hooks: bool, victims: Victims, tmp_path: Path
+) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert traced_save(victims, folder, through_hooks, ["-y", "-e", "trace=fsync,rename,renameat2"], log) == 0
+    done = re.findall(r"(fsync)\(\d+<([^>]+)>|(rename)\w*\(.*(checkpoint-3)\W*\)", log.read_text())
+    names = [Path(path).name if call else other for call, path, other, _ in done]
+    commit = names.index("rename")
+    files = {each.name for each in (folder / "checkpoint-3").iterdir()}
+    assert set(names[:commit]) == files | {"checkpoint-3"}
+    last = max(number for number, name in enumerate(names[:commit]) if name in files)
+    assert names[last] == "onward_manifest.json"
+    assert names.index("checkpoint-3") > last
+    assert done[commit + 1][:2] == ("fsync", str(folder))
+
+
 def moments(calls: Counter[str], everything: bool) -> list[tuple[str, int]]:
     """Return the calls to die at: all of them, or a sample that has each kind."""
     if everything:

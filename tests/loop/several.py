@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.tiny import RegressionData, TinyRegression, tiny_llama
+from tests.tiny import RegressionData, RegressionStream, TinyRegression, tiny_llama
 
 from onward import Trainer, TrainingArguments
 
@@ -32,12 +32,12 @@ def main() -> None:
         data: Any = [{"input_ids": torch.randint(3, 60, (n,), generator=generator).tolist()} for n in lengths]
         model: Any = tiny_llama()
     else:
-        data, model = RegressionData(size), TinyRegression()
+        data, model = RegressionStream(size) if kind == "stream" else RegressionData(size), TinyRegression()
+    length: dict[str, Any] = {"max_steps": 2 * -(-size // 8)} if kind == "stream" else {"num_train_epochs": 2}
     args = TrainingArguments(
         output_dir=str(out / "run"),
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
-        num_train_epochs=2,
         learning_rate=1e-2,
         optim="sgd",
         logging_steps=1,
@@ -47,6 +47,7 @@ def main() -> None:
         use_cpu=True,
         ddp_find_unused_parameters=False,
         train_sampling_strategy="length_aware" if kind == "tokens by length" else "random",
+        **length,
     )
     options = {} if kind == "regression" else {"data_collator": pad}
     trainer = Trainer(model, args, train_dataset=data, **options)

@@ -49,6 +49,16 @@ def test_processes_agree_for_a_model_with_a_mean_loss(size: int, tmp_path: Path)
     assert_close(trained("regression", size, (2, 4, 1), tmp_path / "two"), one, f"two of {size}")
 
 
+@pytest.mark.slow
+def test_a_stream_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    one = trained("stream", 24, (1, 8, 1), tmp_path / "one")
+    to_two = str(tmp_path / "one" / "run" / "checkpoint-2")
+    two = trained("stream", 24, (2, 4, 1), tmp_path / "two", to_two)
+    assert_close(two, one, "two processes")
+    back = str(tmp_path / "two" / "run" / "checkpoint-4")
+    assert_close(trained("stream", 24, (1, 4, 2), tmp_path / "back", back), one, "back to one")
+
+
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     one = trained("tokens", SINGLE_AT_THE_END, (1, 8, 1), tmp_path / "one")
     checkpoint = str(tmp_path / "one" / "run" / "checkpoint-2")

@@ -20,10 +20,12 @@ SIZE = 22  # with batches of 4 the last one is short
 
 
 class Augmented(Dataset[dict[str, Tensor]]):
-    """Adds noise drawn from one of the global generators."""
+    """Adds noise drawn from one of the global generators, or from two of its own."""
 
     def __init__(self, source: str, size: int = SIZE) -> None:
         self.data, self.source = RegressionData(size), source
+        if source == "its own":
+            self.own, self.other = np.random.default_rng(4), random.Random(4)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -34,6 +36,8 @@ class Augmented(Dataset[dict[str, Tensor]]):
 
     def noise(self) -> Tensor:
         """Four numbers."""
+        if self.source == "its own":
+            return torch.tensor([*self.own.standard_normal(3), self.other.random()], dtype=torch.float32)
         if self.source == "torch":
             return torch.randn(4)
         if self.source == "numpy":
@@ -216,6 +220,11 @@ SCENARIOS: dict[str, Scenario] = {
     "draws from torch": Scenario(data=lambda: Augmented("torch")),
     "draws from python": Scenario(data=lambda: Augmented("python")),
     "draws from numpy": Scenario(data=lambda: Augmented("numpy")),
+    "draws from generators of its own": Scenario(
+        {"dataloader_num_workers": 2},
+        data=lambda: Augmented("its own"),
+        resumed_arguments={"dataloader_num_workers": 0},
+    ),
     "one worker": Scenario({"dataloader_num_workers": 1}, data=lambda: Augmented("torch")),
     "two workers": Scenario({"dataloader_num_workers": 2}, data=lambda: Augmented("numpy")),
     "another number of workers": Scenario(

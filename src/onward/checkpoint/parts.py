@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from onward.checkpoint import layout
 from onward.errors import BrokenCheckpoint
@@ -99,7 +100,24 @@ def load_optimizer(optimizer: Any, scheduler: Any, folder: Path, device: Any = "
         return False
     optimizer.load_state_dict(read_torch(paths[0], device))
     scheduler.load_state_dict(read_torch(paths[1]))
+    _follow(optimizer, scheduler)
     return True
+
+
+def _follow(optimizer: Any, scheduler: Any) -> None:
+    """Take the next step at the rate that the schedule has for it: the loaded one is that of a run of another length.
+
+    Where the length is the same, so is the rate, to the bit.
+    """
+    if not isinstance(scheduler, LambdaLR):
+        return
+    rates = [base * at(scheduler.last_epoch) for base, at in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+    scheduler._last_lr = rates
 
 
 def load_scaler(scaler: Any, folder: Path) -> None:

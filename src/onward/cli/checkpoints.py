@@ -23,6 +23,7 @@ Folder = Annotated[
 def ls(folder: Folder, deep: Deep = True) -> None:
     """Show step, time, size, whole or not and why, best, pinned. Exit code 1 if one is broken."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=str(folder))
@@ -34,7 +35,7 @@ def ls(folder: Folder, deep: Deep = True) -> None:
     for each in found:
         wrong = store.problems(each.path, deep=deep)
         broken += bool(wrong)
-        verdict = "[green]yes" if not wrong else f"[red]no[/red]: {'; '.join(wrong)}"
+        verdict = "[green]yes" if not wrong else f"[red]no[/red]: {escape('; '.join(wrong))}"
         marks = [name for name, holds in (("best", each.path == best), ("pinned", pins.is_pinned(each.path))) if holds]
         table.add_row(str(each.step), _time(each), _size(_bytes(each.path)), verdict, " ".join(marks), each.path.name)
     console = Console(width=None if Console().is_terminal else 160)

@@ -11,6 +11,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from onward.data.batches import Indices
 from onward.data.draws import Watch, key_of, seed_streams
+from onward.data.generators import owned_by, seed_owned
 from onward.data.pieces import Limit, Pieces, spans
 
 _COLLATE = -1  # stands in for the position in the key of a collator's draws
@@ -45,7 +46,8 @@ class Samples(Dataset[Any]):
         """`seed`: the seed of the data order."""
         self.dataset = dataset
         self.seed = seed
-        self.watch = Watch(never_draws(dataset))
+        self.own = owned_by(dataset)
+        self.watch = Watch(True if self.own else never_draws(dataset))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -76,7 +78,9 @@ class Samples(Dataset[Any]):
     def _seeded(self, indices: Indices) -> list[Any]:
         samples = []
         for offset, index in enumerate(indices):
-            seed_streams(key_of(self.seed, indices.epoch, indices.position + offset))
+            key = key_of(self.seed, indices.epoch, indices.position + offset)
+            seed_streams(key)
+            seed_owned(self.own, key)
             samples.append(self.dataset[index])
         return samples
 
@@ -110,7 +114,8 @@ class Collate:
     def __init__(self, collator: Callable[[list[Any]], Any], samples: Samples) -> None:
         self.collator = collator
         self.samples = samples
-        self.watch = Watch(collator_never_draws(collator))
+        self.own = owned_by(collator)
+        self.watch = Watch(True if self.own else collator_never_draws(collator))
         self.limit: Limit | None = None
         """Set where micro-batches are to be given out as `Pieces`, cut to this many samples."""
 
@@ -146,5 +151,7 @@ class Collate:
     def _seeded(self, fetched: Fetched, fetch_again: bool) -> Any:
         indices = fetched.indices
         samples = list(self.samples.__getitems__(indices) if fetch_again else fetched)
-        seed_streams(key_of(self.samples.seed, indices.epoch, indices.position, _COLLATE))
+        key = key_of(self.samples.seed, indices.epoch, indices.position, _COLLATE)
+        seed_streams(key)
+        seed_owned(self.own, key)
         return self.collator(samples)

@@ -1,7 +1,8 @@
-"""Random number generators that samplers own.
+"""Random number generators that samplers, data sets and collators own.
 
 A sampler with a generator of its own (``DataLoader(shuffle=True, generator=…)``, a weighted sampler) goes on in it from
-epoch to epoch, so where it stood when an epoch began is part of the data order.
+epoch to epoch, so where it stood when an epoch began is part of the data order. A data set with one
+(``numpy.random.default_rng(…)``) augments with it, so it is seeded for each sample, as the global ones are.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import torch
 
 from onward.data.order import EpochShuffle
 
+_MANY = 64
+"""Longer lists hold samples, not parts."""
 _Access = tuple[Callable[[], Any], Callable[[Any], Any]]
 _BELOW = ("batch_sampler", "sampler")
+_INSIDE = ("dataset", "datasets", "transform", "transforms", "target_transform", "data_collator")
 
 
 def states_of(loader: Any) -> list[Any]:
@@ -31,9 +35,28 @@ def restore_states(loader: Any, states: list[Any]) -> None:
         write(state)
 
 
+def owned_by(data: Any) -> list[Any]:
+    """The generators among the attributes of a data set or collator, and of what it wraps or transforms with."""
+    found: dict[int, Any] = {}
+    for part in _chain(data, _INSIDE):
+        found.update((id(value), value) for value in vars(part).values() if _access(value) is not None)
+    return list(found.values())
+
+
+def seed_owned(generators: list[Any], key: int) -> None:
+    """Seed them all with a 64-bit key."""
+    for each in generators:
+        if isinstance(each, torch.Generator):
+            each.manual_seed(key)
+        elif isinstance(each, np.random.Generator):
+            each.bit_generator.state = type(each.bit_generator)(key).state
+        else:
+            each.seed(key & 0xFFFFFFFF)
+
+
 def _accesses(loader: Any) -> list[_Access]:
     found: dict[int, _Access] = {}
-    for part in _chain(loader):
+    for part in _chain(loader, _BELOW):
         # The shuffle of onward's own loader is seeded anew for each epoch.
         for value in () if isinstance(part, EpochShuffle) else vars(part).values():
             access = _access(value)
@@ -42,17 +65,20 @@ def _accesses(loader: Any) -> list[_Access]:
     return list(found.values())
 
 
-def _chain(part: Any) -> Iterator[Any]:
-    """The loader and the samplers that lie below it."""
+def _chain(part: Any, names: tuple[str, ...]) -> Iterator[Any]:
+    """`part` and what lies below it, under attributes of these names."""
     seen: list[Any] = []
     waiting = [part]
     while waiting:
         part = waiting.pop(0)
-        if part is None or not hasattr(part, "__dict__") or any(part is each for each in seen):
+        if isinstance(part, list | tuple):
+            waiting += part if len(part) <= _MANY else []
+            continue
+        if not hasattr(part, "__dict__") or any(part is each for each in seen):
             continue
         seen.append(part)
         yield part
-        waiting += [vars(part).get(name) for name in _BELOW]
+        waiting += [vars(part).get(name) for name in names]
 
 
 def _access(value: Any) -> _Access | None:

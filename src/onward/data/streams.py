@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from onward.data.draws import key_of, mark, rewind, seed_streams
+from onward.data.generators import owned_by, seed_owned
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Stream(IterableDataset[Any]):
         self.stateful = is_stateful(dataset)
         self.starts: dict[int, Start] = {}
         self.pulled = 0
+        self.own = owned_by(dataset)
         self._passes = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -161,11 +163,11 @@ class Stream(IterableDataset[Any]):
                 left = (now - began) / self.pulled * (skip - self.pulled)
                 logger.warning(f"Resuming: dropped {self.pulled:,} of {skip:,} samples, about {left:.0f} s left.")
 
-    @staticmethod
-    def _apart(work: Callable[[], Any], key: int) -> Any:
+    def _apart(self, work: Callable[[], Any], key: int, own: list[Any] | None = None) -> Any:
         # A sample of a stream cannot be pulled twice, so there is no finding out first whether it draws.
         before = mark()
         seed_streams(key)
+        seed_owned(self.own if own is None else own, key)
         try:
             return work()
         finally:
@@ -195,6 +197,7 @@ class StreamCollate:
     def __init__(self, collator: Callable[[list[Any]], Any], stream: Stream) -> None:
         self.collator = collator
         self.stream = stream
+        self.own = owned_by(collator)
 
     def __call__(self, samples: list[Any]) -> Any:
         """Collate one micro-batch."""
@@ -204,7 +207,7 @@ class StreamCollate:
             return Carried(_Idle, worker, 0, None)
         stream = self.stream
         key = key_of(stream.seed, stream.epoch, worker, stream.pulled, _COLLATE)
-        batch = stream._apart(lambda: self.collator(samples), key)
+        batch = stream._apart(lambda: self.collator(samples), key, self.own)
         return batch if info is None else Carried(batch, worker, stream.pulled, stream.state())
 
 
