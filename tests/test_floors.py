@@ -19,7 +19,7 @@ ALL_CODE = [p for room in ("src", "tests", "examples", "benchmarks") for p in so
 
 # Room -> floor. A room is the first name below `onward`; a new room must choose its floor here.
 FLOORS = {
-    **dict.fromkeys(["errors", "types"], 0),
+    **dict.fromkeys(["errors", "kin", "types"], 0),
     **dict.fromkeys(["arguments", "cursor", "plan", "seeding", "state"], 1),
     **dict.fromkeys(
         [

@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def create_accelerator(args: Any, model: nn.Module | None) -> Accelerator:
+def create_accelerator(args: Any, options: Callable[..., dict[str, Any]]) -> Accelerator:
     """Make the accelerator that a run trains with.
 
     Gradient accumulation is the loop's own business, so accelerate is told that there is none.
 
     Args:
         args: training arguments.
-        model: decides the default of ``find_unused_parameters``.
+        options: from settings of loaders and accumulation to all keywords of `Accelerator`, see `accelerator_options`.
 
     Raises:
         UsageError: contradictory accumulation settings.
-        NotSupported: DeepSpeed or FSDP is asked for.
+        NotSupported: a way to shard the model is asked for.
     """
     from accelerate import Accelerator
     from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
@@ -53,25 +53,43 @@ def create_accelerator(args: Any, model: nn.Module | None) -> Accelerator:
     loader_names = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler", "non_blocking")
     loaders = DataLoaderConfiguration(**{k: settings.pop(k) for k in loader_names if k in settings})
     loaders.data_seed = args.data_seed
-
     accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        dataloader_config=loaders,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(**accumulation),
-        kwargs_handlers=[_ddp_settings(args, model)],
-        dynamo_plugin=_compilation(args),
+        **options(dataloader_config=loaders, gradient_accumulation_plugin=GradientAccumulationPlugin(**accumulation))
     )
-    # A stock transformers.TrainingArguments asks in its own attributes, a launcher through accelerate's state.
-    asked_by_args = getattr(args, "deepspeed", None) or getattr(args, "fsdp_plugin_args", None)
-    state = accelerator.state
-    if getattr(getattr(args, "parallelism_config", None), "total_size", 1) != 1:
-        raise NotSupported("onward trains with data parallelism alone: leave parallelism_config out.")
-    if asked_by_args or getattr(state, "deepspeed_plugin", None) or getattr(state, "fsdp_plugin", None):
-        raise NotSupported(
-            "onward trains on one device or with DistributedDataParallel; DeepSpeed or FSDP was asked for by the "
-            "arguments or the launcher. Launch without them (accelerate launch --multi_gpu, or torchrun)."
-        )
+    _refuse_sharding(args, accelerator.state)
     return accelerator
+
+
+def accelerator_options(args: Any, model: nn.Module | None) -> dict[str, Any]:
+    """Keywords of `Accelerator` that follow from the arguments; `model` decides on ``find_unused_parameters``."""
+    return {
+        "mixed_precision": args.mixed_precision,
+        "kwargs_handlers": [_ddp_settings(args, model)],
+        "dynamo_plugin": _compilation(args),
+    }
+
+
+def _refuse_sharding(args: Any, state: Any) -> None:
+    """Say no to what a stock transformers.TrainingArguments asks in its own attributes, a launcher in `state`."""
+    asked = [
+        name
+        for name, is_asked in (
+            ("DeepSpeed", getattr(args, "deepspeed", None) or getattr(state, "deepspeed_plugin", None)),
+            ("FSDP", getattr(args, "fsdp_plugin_args", None) or getattr(state, "fsdp_plugin", None)),
+            ("parallelism_config", _shards(getattr(args, "parallelism_config", None))),
+        )
+        if is_asked
+    ]
+    if asked:
+        raise NotSupported(
+            f"onward trains on one device or with DistributedDataParallel; the arguments or the launcher ask for "
+            f"{' and '.join(asked)}. Launch without (accelerate launch --multi_gpu, or torchrun)."
+        )
+
+
+def _shards(config: Any) -> bool:
+    """Whether a parallelism configuration of accelerate does more than copy the model to every process."""
+    return any(getattr(config, f"{way}_enabled", False) for way in ("tp", "cp", "sp", "dp_shard"))
 
 
 def _compilation(args: Any) -> Any:
@@ -201,18 +219,16 @@ def is_gathered_by_dispatch(accelerator: Accelerator) -> bool:
     return bool(accelerator.dispatch_batches or accelerator.split_batches)
 
 
-def place(data: Any, device: torch.device) -> Any:
-    """Move the tensors in nested mappings and sequences to `device`."""
+def place(data: Any, device: torch.device, inner: Callable[[Any], Any]) -> Any:
+    """Move a tensor to `device`; hand the members of mappings and sequences to `inner`, which does the same."""
     if isinstance(data, torch.Tensor):
         return data if data.device == device else data.to(device)
-    if isinstance(data, dict):
-        return type(data)({k: place(v, device) for k, v in data.items()})
-    if hasattr(data, "items") and hasattr(data, "keys"):  # BatchEncoding and other mappings
-        return type(data)({k: place(v, device) for k, v in data.items()})
+    if hasattr(data, "items") and hasattr(data, "keys"):  # BatchEncoding and other mappings, too
+        return type(data)({k: inner(v) for k, v in data.items()})
     if isinstance(data, tuple | list):
         if hasattr(data, "_fields"):
-            return type(data)(*(place(v, device) for v in data))
-        return type(data)(place(v, device) for v in data)
+            return type(data)(*(inner(v) for v in data))
+        return type(data)(inner(v) for v in data)
     return data
 
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from typing_extensions import override
 
 from onward.errors import BrokenCheckpoint
+from onward.kin import Kin
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ Self = TypeVar("Self", bound="ExportableState")
 StateT = TypeVar("StateT", bound="TrainerState")
 
 
-class ExportableState:
+class ExportableState(Kin):
     """Something whose state travels in ``trainer_state.json``: a callback, or the control flags.
 
     ``state()`` returns ``{"args": keywords of the constructor, "attributes": what to set afterwards}``, of JSON values
@@ -101,7 +102,7 @@ class TrainerControl(_Requests, ExportableState):
 
 
 @dataclass
-class TrainerState:
+class TrainerState(Kin):
     """Where a run stands, in numbers that a human or a later process can read.
 
     A step is an optimizer step, whatever the number of micro-batches that it took.
@@ -197,6 +198,16 @@ class TrainerState:
             interval = getattr(args, name)
             if interval is not None:
                 setattr(self, name, math.ceil(max_steps * interval) if interval < 1 else interval)
+
+    def init_training_references(self, trainer: Any, max_steps: int, num_train_epochs: int, trial: Any) -> None:
+        """Note how long the run of `trainer` is, which process this is, and which `trial` of a search it is."""
+        self.trial_name = trainer._trial_name()
+        params = getattr(trial, "params", trial)
+        self.trial_params = dict(params) if hasattr(params, "items") else None
+        self.max_steps = max_steps
+        self.num_train_epochs = num_train_epochs
+        self.is_local_process_zero = trainer.is_local_process_zero()
+        self.is_world_process_zero = trainer.is_world_process_zero()
 
 
 def write_json(values: dict[str, Any], path: str | os.PathLike[str], indent: int) -> None:

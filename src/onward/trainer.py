@@ -109,11 +109,19 @@ class Trainer(
         self._take_model(model)
         if data_collator is None and model_setup.is_causal_language_model(self.model):
             self.data_collator = NextTokenCollator(self.data_collator)
-        check_trainer(self)
+        self._validate_args()
         self._open_callbacks(callbacks or [])
         self._open_output()
         self._open_state()
         self._memory_tracker.stop_and_update_metrics(stage="init")
+
+    def _validate_args(self) -> None:
+        """Check the arguments of the constructor against each other.
+
+        Raises:
+            UsageError: they cannot work together.
+        """
+        check_trainer(self)
 
     def _set_seed(self) -> None:
         # Before `model_init` makes a model.
@@ -174,6 +182,7 @@ class Trainer(
             self.optimizer,
             self.lr_scheduler,
         )
+        self.callback_handler.watchers = self._watchers()
         self.add_callback(self._progress_callback())
 
     def _open_output(self) -> None:

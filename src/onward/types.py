@@ -11,6 +11,7 @@ from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
 from onward.errors import UsageError, did_you_mean
+from onward.kin import Kin
 
 # An array or a (nested) tuple of arrays: numpy is not imported here, to keep the words free of weight.
 Arrays = Any
@@ -180,7 +181,7 @@ class BestRun(NamedTuple):
     run_summary: Any | None = None
 
 
-class EvalPrediction:
+class EvalPrediction(Kin):
     """What ``compute_metrics`` receives.
 
     It unpacks and indexes like a tuple: always ``predictions`` and ``label_ids``, then ``inputs`` and ``losses`` where

@@ -54,8 +54,8 @@ class Stage:
             self.check_base(second)
             first = min(Path(second.args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
             resumed = run_record(second, second.train(resume_from_checkpoint=str(first)), [])
-            # Ours are of the whole run.
-            del resumed["train_output"]["training_loss"], resumed["train_output"]["metrics"]
+            for key in ("training_loss", "metrics"):
+                del resumed["train_output"][key]  # ours cover the whole run
             resumed["log_history"] = [line for line in resumed["log_history"] if "train_loss" not in line]
             record["resumed"] = resumed
         return record

@@ -144,9 +144,11 @@ def test_only_the_first_process_prints_and_writes(
 def test_the_callbacks_come_in_transformers_order(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, callbacks=[LogKeeper()], report_to="tensorboard", disable_tqdm=False)
     kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
-    assert kinds == [DefaultFlowCallback, TensorBoardCallback, MetricsFileCallback, LogKeeper, ProgressCallback]
+    assert kinds == [DefaultFlowCallback, TensorBoardCallback, LogKeeper, ProgressCallback]
+    assert [type(watcher) for watcher in trainer.callback_handler.watchers] == [MetricsFileCallback]
     trainer = trainer_of(tmp_path, disable_tqdm=True, metrics_file=False)
     assert [type(callback) for callback in trainer.callback_handler.callbacks] == [DefaultFlowCallback, PrinterCallback]
+    assert trainer.callback_handler.watchers == []
 
 
 def test_an_absent_tool_is_named_before_training(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any
 
-from onward.errors import UsageError, did_you_mean
+from onward.errors import UnknownArgument, UsageError, did_you_mean
 
 
 @dataclass
@@ -48,11 +48,11 @@ class AcceleratorConfig:
 
     @classmethod
     def from_json_file(cls, json_file: str) -> AcceleratorConfig:
-        """Read a config from a JSON file; unknown keys are an error."""
+        """Read a config from a JSON file; unknown keys are an error, and so is a file that is not there."""
         try:
             with open(json_file, encoding="utf-8") as file:
                 content = json.load(file)
-        except (OSError, ValueError) as problem:
+        except ValueError as problem:
             raise UsageError(f"accelerator_config got {str(json_file)!r}; expected a JSON file: {problem}") from problem
         return cls._from_dict(content, str(json_file))
 
@@ -61,7 +61,7 @@ class AcceleratorConfig:
         known = [entry.name for entry in fields(cls)]
         for key in content:
             if key not in known:
-                raise UsageError(
+                raise UnknownArgument(
                     f"{source} has the unknown key {key!r}; expected some of {', '.join(known)}."
                     f"{did_you_mean(key, known)}"
                 )

@@ -79,8 +79,8 @@ def option(args: Any, name: str) -> Any:
 
 
 @cache
-def _is_ours(kind: type, name: str) -> bool:
-    """Whether `name` is onward's option in arguments of this class: the last class to declare it gave it our type."""
+def _is_ours(kind: Any, name: str) -> bool:
+    """Whether `name` of such arguments is onward's option: the class that declares it last gave it our type."""
     for base in kind.__mro__:
         declared = vars(base).get("__annotations__", {})
         if name in declared:

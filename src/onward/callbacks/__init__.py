@@ -18,6 +18,7 @@ from onward.callbacks.handler import CallbackHandler
 from onward.callbacks.metrics_file import MetricsFileCallback
 from onward.callbacks.progress import PrinterCallback, ProgressCallback
 from onward.callbacks.spikes import LossSpikeCallback
+from onward.kin import become_kin
 
 __all__ = [
     "EVENTS",
@@ -30,3 +31,5 @@ __all__ = [
     "ProgressCallback",
     "TrainerCallback",
 ]
+
+become_kin()

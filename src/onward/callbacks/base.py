@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from onward.kin import Kin
+
 if TYPE_CHECKING:
     from onward.arguments import TrainingArguments
     from onward.state import TrainerControl, TrainerState
 
 
-class TrainerCallback:
+class TrainerCallback(Kin):
     """An observer of a run. Override the events that you care about; the others cost nothing.
 
     Every event gets ``args``, ``state`` and ``control`` by position, and by keyword ``model``, ``processing_class``,

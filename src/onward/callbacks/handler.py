@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from typing_extensions import override
 
 from onward.callbacks.base import TrainerCallback
+from onward.kin import become_kin
 
 if TYPE_CHECKING:
     from onward.state import TrainerControl, TrainerState
@@ -43,7 +44,11 @@ class CallbackHandler(TrainerCallback):
     def __init__(
         self, callbacks: Iterable[Any], model: Any, processing_class: Any, optimizer: Any, lr_scheduler: Any
     ) -> None:
+        become_kin()
         self.callbacks: list[Any] = []
+        self.watchers: list[Any] = []
+        """Callbacks of the trainer's own, called before the others: code that looks at `callbacks` expects what
+        transformers puts there, and what its user added."""
         self._routes: dict[str, Route] = {}
         self.model = model
         self.processing_class = processing_class
@@ -69,8 +74,9 @@ class CallbackHandler(TrainerCallback):
 
     def pop_callback(self, callback: Any) -> Any:
         """Remove and return a callback, or the first one of a class; None where there is none."""
+        become_kin()  # scripts import PrinterCallback and friends from transformers to remove them from a trainer
         for index, present in enumerate(self.callbacks):
-            if _is_instance(present, callback) if isinstance(callback, type) else present == callback:
+            if isinstance(present, callback) if isinstance(callback, type) else present == callback:
                 return self.callbacks.pop(index)
         return None
 
@@ -94,7 +100,7 @@ class CallbackHandler(TrainerCallback):
         self, event: str, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Pass `event` on to every callback that does something on it; return the control that comes out."""
-        callbacks, route = self.callbacks, self._route(event)
+        route = self._route(event)
         if not route.listeners:
             return control
         kwargs.update(
@@ -109,7 +115,7 @@ class CallbackHandler(TrainerCallback):
             result = getattr(callback, event)(args, state, control, **kwargs)
             if result is not None:
                 control = result
-            if callbacks != route.callbacks:
+            if (callbacks := self._everyone()) != route.callbacks:
                 # Nobody may be skipped or called twice because the list changes: go on from here one by one.
                 return self._call_rest(event, _position(callbacks, callback, place) + 1, (args, state, control), kwargs)
         return control
@@ -118,31 +124,34 @@ class CallbackHandler(TrainerCallback):
         self, event: str, place: int, subject: tuple[Any, Any, TrainerControl], kwargs: dict[str, Any]
     ) -> TrainerControl:
         """Pass `event` on to the callbacks from `place` on, looking at the list anew after each."""
-        callbacks, (args, state, control) = self.callbacks, subject
-        while place < len(callbacks):
+        args, state, control = subject
+        while place < len(callbacks := self._everyone()):
             callback = callbacks[place]
             if _listens(callback, event):
                 result = getattr(callback, event)(args, state, control, **kwargs)
                 control = control if result is None else result
-            place = _position(callbacks, callback, place) + 1
+            place = _position(self._everyone(), callback, place) + 1
         return control
+
+    def _everyone(self) -> list[Any]:
+        return [*self.watchers, *self.callbacks]
 
     def _route(self, event: str) -> Route:
         """Who listens to `event` now."""
-        route = self._routes.get(event)
-        if route is not None and route.callbacks == self.callbacks:
+        everyone, route = self._everyone(), self._routes.get(event)
+        if route is not None and route.callbacks == everyone:
             for own in route.silent:
                 if event in own:
                     break
             else:
                 return route
         listeners, silent = [], []
-        for place, callback in enumerate(self.callbacks):
+        for place, callback in enumerate(everyone):
             if _listens(callback, event):
                 listeners.append((place, callback))
             else:
                 silent.append(getattr(callback, "__dict__", {}))
-        route = self._routes[event] = Route(list(self.callbacks), listeners, silent)
+        route = self._routes[event] = Route(everyone, listeners, silent)
         return route
 
     @override
@@ -243,18 +252,6 @@ def _listens(callback: Any, event: str) -> bool:
     if type(function) is not FunctionType:
         return method is not None  # assigned to the instance, a partial, something compiled: assume that it does
     return not (function.__module__ in _BASES and function.__qualname__.startswith("TrainerCallback."))
-
-
-def _is_instance(callback: Any, wanted: type) -> bool:
-    """``isinstance``, where transformers' class also stands for ours of the same name.
-
-    Scripts import ``PrinterCallback`` and friends from transformers to remove them from a trainer.
-    """
-    if isinstance(callback, wanted):
-        return True
-    return wanted.__module__.startswith("transformers.") and any(
-        base.__name__ == wanted.__name__ and base.__module__.startswith("onward.") for base in type(callback).__mro__
-    )
 
 
 def _has_class_named(callback: Any, name: str) -> bool:

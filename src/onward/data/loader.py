@@ -53,6 +53,17 @@ class TrainLoader(DataLoader[Any]):
         self.move = move
         self._track = self._new_track()
 
+    @property
+    def total_batch_size(self) -> int:
+        """Samples per micro-batch over all processes, as accelerate's loaders say it."""
+        source: Any = self.dataset if isinstance(self.dataset, Stream) else self.batch_sampler
+        return int(source.batch_size or 1) * int(getattr(source, "world_size", 1))
+
+    @property
+    def total_dataset_length(self) -> int:
+        """Samples in the data set, as accelerate's loaders say it."""
+        return len(self.dataset)  # type: ignore[arg-type]
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
         source = self.dataset if isinstance(self.dataset, Stream) else self.batch_sampler

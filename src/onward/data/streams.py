@@ -49,7 +49,7 @@ class Carried:
 
     def pin_memory(self) -> Carried:
         """Page-lock the batch; a `DataLoader` asks for it like this where it does not know a type."""
-        self.batch = pin_memory(self.batch)
+        self.batch = pin_memory(self.batch)  # type: ignore[no-untyped-call]
         return self
 
 

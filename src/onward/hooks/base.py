@@ -119,6 +119,9 @@ class TrainerBase:
     deepspeed: Any = None
     is_deepspeed_enabled: bool = False
     is_fsdp_enabled: bool = False
+    is_fsdp_xla_enabled: bool = False
+    is_fsdp_xla_v1_enabled: bool = False
+    is_fsdp_xla_v2_enabled: bool = False
     hub_model_id: str | None = None
     push_in_progress: Any = None
 
@@ -181,6 +184,9 @@ class TrainerBase:
         def _move_model_to_device(self, model: nn.Module, device: Any) -> None: ...
         def call_model_init(self, trial: Any = None) -> nn.Module: ...
         def get_total_train_batch_size(self, args: Any) -> int: ...
+        def set_initial_training_values(
+            self, args: Any, dataloader: Any
+        ) -> tuple[int, int, int, float, int, int, int]: ...
         def create_accelerator_and_postprocess(self) -> None: ...
 
         def get_train_dataloader(self) -> DataLoader[Any]: ...

@@ -63,6 +63,15 @@ class CheckpointHooks(TrainerBase):
         name = layout.rng_name(self.args.process_index, self.args.world_size)
         parts.write_torch(parts.rng_states(self.args.world_size > 1), Path(output_dir, name))
 
+    def _tune_save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write model, state, optimizer and schedule below `checkpoint_dir`, for who hands checkpoints to Ray Tune."""
+        folder = os.path.join(checkpoint_dir, f"checkpoint-{self.state.global_step}")
+        self.save_model(folder, _internal_call=True)
+        if self.args.should_save:
+            self.state.stateful_callbacks["TrainerControl"] = self.control.state()
+            self.state.save_to_json(os.path.join(folder, "trainer_state.json"))
+        self._save_optimizer_and_scheduler(folder)
+
     def _get_output_dir(self, trial: Any) -> str:
         """Return the folder of the run: `output_dir`, or a trial's own folder in it."""
         backend = getattr(self.hp_search_backend, "value", self.hp_search_backend)

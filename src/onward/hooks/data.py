@@ -91,6 +91,41 @@ class DataHooks(TrainerBase):
         except (NameError, AttributeError, TypeError):
             return len(dataloader) * self.args.per_device_train_batch_size
 
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[int, int, int, float, int, int, int]:
+        """The counts of a run over `dataloader`.
+
+        Returns:
+            epochs that the run enters, optimizer steps per epoch, samples per epoch, samples of the whole run, samples
+            per optimizer step over all processes, micro-batches per epoch and process, optimizer steps of the run. Of
+            data without a length, an epoch is the whole run and the number of epochs is `sys.maxsize`.
+
+        Raises:
+            UsageError: the data is empty, or has no length and `max_steps` is not set.
+        """
+        from onward.loop.feeding import count_run
+
+        total = self.get_total_train_batch_size(args)
+        plan = count_run(self, dataloader, args)
+        samples = plan.max_steps * total if args.max_steps > 0 else plan.num_train_samples
+        epochs, per_epoch = plan.num_epochs, plan.steps_per_epoch
+        return epochs, per_epoch, plan.num_examples, samples, total, plan.batches_per_epoch, plan.max_steps
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Samples per optimizer step over all processes."""
+        return self._train_batch_size * int(args.gradient_accumulation_steps) * max(1, int(args.world_size))
+
+    def get_tp_size(self) -> int:
+        """Size of tensor-parallel groups: 1, onward has none."""
+        return 1
+
+    def get_cp_size(self) -> int:
+        """Size of context-parallel groups: 1, onward has none."""
+        return 1
+
+    def get_sp_size(self) -> int:
+        """Size of sequence-parallel groups: 1, onward has none."""
+        return 1
+
     def _get_dataloader(
         self,
         dataset: Any,

@@ -118,11 +118,14 @@ class ReportingHooks(TrainerBase):
         return [DefaultFlowCallback(), *self._report_callbacks()]
 
     def _report_callbacks(self) -> list[Any]:
-        """The callbacks that write logs somewhere: what ``report_to`` names, and ``metrics.jsonl``."""
+        """The callbacks that write logs where ``report_to`` says."""
         from onward.sinks import report_callbacks
 
-        own = [MetricsFileCallback()] if option(self.args, "metrics_file") else []
-        return report_callbacks(self.args.report_to) + own
+        return report_callbacks(self.args.report_to)
+
+    def _watchers(self) -> list[Any]:
+        """The callbacks that are the trainer's own business: ``metrics.jsonl``."""
+        return [MetricsFileCallback()] if option(self.args, "metrics_file") else []
 
     def _progress_callback(self) -> Any:
         """The callback that comes after the user's: it shows progress, or prints where bars are not wanted."""

@@ -211,17 +211,24 @@ class TrainingHooks(TrainerBase):
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def compute_loss_context_manager(self) -> Any:
-        """The context that the loss is computed in; empty, because accelerate wraps the model's forward in autocast."""
-        return self.autocast_smart_context_manager()
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        """The context that the loss is computed in, to which an override may add.
+
+        It is empty, because accelerate wraps the model's forward in autocast, unless `autocast_smart_context_manager`
+        is overridden.
+        """
+        stack, autocast = contextlib.ExitStack(), self.autocast_smart_context_manager()
+        if not isinstance(autocast, contextlib.nullcontext):
+            stack.enter_context(autocast)
+        return stack
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """An autocast context to override; empty, because accelerate wraps the model's forward in one."""
         return contextlib.nullcontext()
 
     def _prepare_input(self, data: Any) -> Any:
-        """Move tensors, also nested ones, to the training device."""
-        return engine.place(data, self.args.device)
+        """Move tensors to the training device, going through itself for what is nested."""
+        return engine.place(data, self.args.device, self._prepare_input)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Make a micro-batch ready for the model.
@@ -332,16 +339,12 @@ class TrainingHooks(TrainerBase):
 
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator."""
-        self.accelerator = engine.create_accelerator(self.args, getattr(self, "model", None))
+        self.accelerator = engine.create_accelerator(self.args, self._build_accelerator_args)
         self.gather_function = engine.gather_function(self.accelerator, self.args.eval_use_gather_object)
 
-    def get_total_train_batch_size(self, args: Any) -> int:
-        """Samples per optimizer step over all processes."""
-        return self._train_batch_size * int(args.gradient_accumulation_steps) * max(1, int(args.world_size))
-
-    def get_tp_size(self) -> int:
-        """Size of tensor-parallel groups: 1, onward has none."""
-        return 1
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """All keywords that the accelerator is made with; override this to add some."""
+        return engine.accelerator_options(self.args, getattr(self, "model", None)) | kwargs
 
     def end(self) -> None:
         """Close trackers and the process group, at the very end of a script."""

@@ -347,8 +347,9 @@ def _count_samples(host: TrainerBase, dataloader: Any, seen: int) -> int:
 
 
 def _name_metrics(host: TrainerBase, found: dict[str, Any], losses: Any, prefix: str) -> dict[str, float]:
-    """All metrics under their names, which begin with the prefix."""
-    metrics: dict[str, float] = {}
+    """All metrics under their names, which begin with the prefix: first what came with it, as transformers does."""
+    whole = f"{prefix}_"
+    metrics: dict[str, float] = {name: value for name, value in found.items() if name.startswith(whole)}
     if isinstance(losses, np.ndarray):
         finite = np.isfinite(losses)
         if host.args.logging_nan_inf_filter and finite.any():
@@ -356,6 +357,5 @@ def _name_metrics(host: TrainerBase, found: dict[str, Any], losses: Any, prefix:
         metrics[f"{prefix}_loss"] = losses.mean().item()
     if hasattr(host, "model_preparation_time"):
         metrics[f"{prefix}_model_preparation_time"] = host.model_preparation_time
-    for name, value in found.items():
-        metrics[name if name.startswith(f"{prefix}_") else f"{prefix}_{name}"] = value
+    metrics |= {whole + name: value for name, value in found.items() if not name.startswith(whole)}
     return metrics

@@ -18,7 +18,7 @@ from onward.data.feed import Feed
 from onward.data.generators import restore_states, states_of
 from onward.data.loader import Share, build_loader, order_seed
 from onward.data.order import EpochShuffle, LengthAwareSampler, LengthGroupedSampler, has_length, sample_lengths
-from onward.errors import DataError, UsageError
+from onward.errors import DataError, MissingDependency, UsageError
 from onward.leaving import ignore_signals
 from onward.loop.checks import check_dataset
 from onward.loop.compilation import with_few_lengths
@@ -138,11 +138,7 @@ def _order(host: TrainerBase, dataset: Any) -> Sampler[Any]:
             seed=share.seed,
         )
     if strategy == "batch_rebalance":
-        raise UsageError(
-            "train_sampling_strategy='batch_rebalance' is not offered by onward. Use 'group_by_length', or "
-            "padding_free=True, "
-            "which wastes nothing on padding."
-        )
+        return _rebalanced(host, sample_lengths(dataset, args.length_column_name, _main_input(host)))
     return RandomSampler(dataset)
 
 
@@ -167,6 +163,27 @@ def strategy_name(args: Any) -> str:
     return f"{name} over {window} steps" if name == "length_aware" and window > 1 else name
 
 
+def _rebalanced(host: TrainerBase, lengths: list[int]) -> Sampler[Any]:
+    """transformers' batches of about equal cost in all processes."""
+    args, world_size = host.args, max(1, host.args.world_size)
+    try:
+        from transformers.trainer_pt_utils import BatchRebalanceSampler
+    except ImportError as problem:
+        raise MissingDependency(
+            f"train_sampling_strategy='batch_rebalance' is a sampler of a recent transformers, which could not be "
+            f"imported ({problem}). Install it (pip install -U transformers), or use 'group_by_length'."
+        ) from problem
+    sampler: Sampler[Any] = BatchRebalanceSampler(
+        lengths,
+        effective_batch_size=args.train_batch_size * args.gradient_accumulation_steps * world_size,
+        dp_size=world_size,
+        grad_accum=args.gradient_accumulation_steps,
+        rank=args.process_index if world_size > 1 else 0,
+        drop_last=args.dataloader_drop_last,
+    )
+    return sampler
+
+
 def eval_sampler(host: TrainerBase, dataset: Any) -> Sampler[Any] | None:
     """The sampler for evaluation; `None` in several processes, where accelerate shards the data."""
     args = host.args
@@ -183,7 +200,24 @@ def _main_input(host: TrainerBase) -> str | None:
 
 
 def plan_run(host: TrainerBase, loader: Any, args: Any) -> RunPlan:
-    """The counts of a run over `loader`.
+    """The counts of a run over `loader`, as the hook `set_initial_training_values` gives them."""
+    epochs, per_epoch, examples, samples, _, batches, max_steps = host.set_initial_training_values(args, loader)
+    return RunPlan(
+        micro_batch_size=host._train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        world_size=max(1, args.world_size),
+        batches_per_epoch=batches,
+        steps_per_epoch=per_epoch,
+        max_steps=max_steps,
+        num_epochs=epochs,
+        num_examples=examples,
+        num_train_samples=samples,
+        has_length=_length(loader) is not None,
+    )
+
+
+def count_run(host: TrainerBase, loader: Any, args: Any) -> RunPlan:
+    """Count what the arguments ask for over `loader`.
 
     Raises:
         UsageError: the data is empty, or has no length and `max_steps` is not set.

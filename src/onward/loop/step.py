@@ -44,12 +44,13 @@ def count_micro_batch(host: TrainerBase, loss: torch.Tensor, inputs: Any) -> Non
     shortcuts = host._shortcuts
     packed = None if shortcuts is None else shortcuts.packed_tokens
     host.meters.count_batch(inputs, host._main_input_name(), packed)
-    if args.include_num_input_tokens_seen != "no":
-        host._track_num_input_tokens(inputs)
+    host._track_num_input_tokens(inputs)
 
 
 def count_input_tokens(host: TrainerBase, inputs: Any) -> None:
     """Count the input tokens of a micro-batch, with padding or without, as `include_num_input_tokens_seen` says."""
+    if host.args.include_num_input_tokens_seen == "no":
+        return
     name = host._main_input_name()
     main = inputs.get(name) if hasattr(inputs, "get") else None
     if not torch.is_tensor(main):

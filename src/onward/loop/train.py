@@ -133,7 +133,7 @@ def run(host: TrainerBase, checkpoint: str | None, trial: Any, ignore_keys: list
     host._compilation = open_compilation(host)
     _start_state(host, trial)
     is_over = checkpoint is not None and restore_run(host, checkpoint)
-    _set_references(host, trial)
+    host.state.init_training_references(host, host.plan.max_steps, host.plan.num_epochs, trial)
     model = _prepare(host, checkpoint)
     host._shortcuts = host._open_shortcuts()
     _hand_to_callbacks(host, loader)
@@ -180,21 +180,6 @@ def _start_state(host: TrainerBase, trial: Any) -> None:
     host._tr_loss = torch.tensor(0.0, device=args.device)
     host._total_loss_scalar = 0.0
     host._globalstep_last_logged = 0
-
-
-def _set_references(host: TrainerBase, trial: Any) -> None:
-    """Tell the state how long the run is and who it is for."""
-    state, plan = host.state, host.plan
-    assert plan is not None
-    state.trial_name = host._trial_name()
-    state.trial_params = None
-    if trial is not None:
-        params = getattr(trial, "params", trial)
-        state.trial_params = dict(params) if hasattr(params, "items") else None
-    state.max_steps = plan.max_steps
-    state.num_train_epochs = plan.num_epochs
-    state.is_local_process_zero = host.is_local_process_zero()
-    state.is_world_process_zero = host.is_world_process_zero()
 
 
 def _prepare(host: TrainerBase, checkpoint: str | None) -> nn.Module:
