@@ -23,7 +23,7 @@ FLOORS = {
     **dict.fromkeys(["arguments", "cursor", "plan", "seeding", "state"], 1),
     **dict.fromkeys(
         [
-            "agreement", "callbacks", "checkpoint", "data", "engine", "gather", "hub", "leaving", "loss",
+            "agreement", "callbacks", "checkpoint", "data", "engine", "gather", "gauge", "hub", "leaving", "loss",
             "memory", "memory_errors", "meters", "model_setup", "optim", "speed",
         ],
         2,

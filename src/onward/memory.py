@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,7 +89,21 @@ def _peak_rss() -> int | None:
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return max(_forgotten_peak, peak if sys.platform == "darwin" else peak * 1024)
+
+
+_forgotten_peak = 0
+
+
+def lower_peak_rss() -> None:
+    """Let the kernel's high-water mark of this process begin anew; `peak_figures` still knows the earlier one.
+
+    Raises:
+        OSError: the system has no such thing, or does not allow it.
+    """
+    global _forgotten_peak
+    _forgotten_peak = _peak_rss() or 0
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 # -- on request -----------------------------------------------------------------------------------------------

@@ -46,6 +46,24 @@ def test_a_step_is_the_same_samples_however_it_is_split(batch: int, world: int, 
     assert steps == [list(range(0, 8)), list(range(8, 16)), list(range(16, 20))]
 
 
+@pytest.mark.parametrize(("size", "world"), [(20, 1), (21, 2), (23, 3)])
+def test_joined_micro_batches_are_the_same_samples_at_the_same_places(size: int, world: int) -> None:
+    for rank in range(world):
+        source = MicroBatches(SequentialSampler(range(size)), 2, rank=rank, world_size=world)
+        single = list(source)
+        source.together, source.skip = 3, 3
+        for number, whole in enumerate(source, start=1):
+            group = single[3 * number : 3 * number + 3]
+            real = [b for b in group if not b.phantom] or group[:1]
+            assert list(whole) == [i for b in real for i in b]
+            assert list(whole.positions) == [p for b in real for p in b.positions]
+            assert whole.phantom == group[0].phantom
+            assert len(whole.sizes) == len(group)
+            assert sum(whole.sizes) == len(whole)
+            tail = whole.stretch(1, len(whole))
+            assert list(tail.positions) == list(whole.positions)[1:]
+
+
 def test_dropping_the_last() -> None:
     assert batches(7, 2, drop_last=True) == [[[0, 1], [2, 3], [4, 5]]]
     assert batches(7, 2, world=2, drop_last=True) == [[[0, 1]], [[2, 3]]]

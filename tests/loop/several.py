@@ -25,6 +25,7 @@ def pad(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     kind, size, batch, accumulation, out = sys.argv[1], *map(int, sys.argv[2:5]), Path(sys.argv[5])
+    kind, _, finds = kind.partition("+")
     resume = sys.argv[6] if len(sys.argv) > 6 else None
     generator = torch.Generator().manual_seed(1)
     if kind != "regression":
@@ -43,6 +44,7 @@ def main() -> None:
         logging_steps=1,
         save_strategy="steps",
         save_steps=1,
+        auto_find_batch_size=finds or False,
         report_to="none",
         use_cpu=True,
         ddp_find_unused_parameters=False,
@@ -54,7 +56,8 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=resume)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     state = {name: value.double() for name, value in trainer.model.state_dict().items()}
-    torch.save({"losses": losses, "weights": state}, out / f"{args.process_index}.pt")
+    result = {"losses": losses, "weights": state, "found": trainer.state.train_batch_size}
+    torch.save(result, out / f"{args.process_index}.pt")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,23 @@ def test_a_stream_goes_on_with_another_number_of_processes(tmp_path: Path) -> No
     assert_close(trained("stream", 24, (1, 4, 2), tmp_path / "back", back), one, "back to one")
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "split"),
+    [
+        ("tokens", 21, (2, 2, 2)),  # at the end of the epoch one process has a sample, the other has none
+        pytest.param("regression", 21, (2, 2, 2), marks=pytest.mark.slow),
+        pytest.param("regression", 23, (2, 1, 4), marks=pytest.mark.slow),
+    ],
+)
+def test_micro_batches_that_grew_are_the_same_steps(
+    kind: str, size: int, split: tuple[int, int, int], tmp_path: Path
+) -> None:
+    one = trained(kind, size, (1, 8, 1), tmp_path / "one")
+    grown = trained(f"{kind}+grow", size, split, tmp_path / "grown")
+    assert_close(grown, one, f"{split} of {size}")
+    assert grown["found"] == 4
+
+
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     one = trained("tokens", SINGLE_AT_THE_END, (1, 8, 1), tmp_path / "one")
     checkpoint = str(tmp_path / "one" / "run" / "checkpoint-2")

@@ -39,10 +39,14 @@ class Hungry(nn.Module):
 
 
 class LimitAt(TrainerCallback):
-    """Lets the process have so much more address space than it has now, from the begin of a step on."""
+    """Lets the process have so much more address space than it has now, from the begin of training or a step on."""
 
-    def __init__(self, step: int, megabytes: int, rank: int | None = None) -> None:
+    def __init__(self, step: int | None, megabytes: int, rank: int | None = None) -> None:
         self.step, self.megabytes, self.rank = step, megabytes, rank
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.step is None and self.rank in (None, args.process_index):
+            limit_to(self.megabytes)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step and self.rank in (None, args.process_index):
@@ -89,10 +93,9 @@ def main() -> None:
     if options.buffers:
         model.register_buffer("count", torch.zeros(1))
     data = RegressionStream(200) if options.stream else RegressionData(200)
-    limit = [LimitAt(options.at, options.room, options.rank)] if options.at >= 0 else []
+    at = None if options.grow else options.at
+    limit = [] if at == -1 else [LimitAt(at, options.room, options.rank)]
     trainer = Trainer(model, args, train_dataset=data, eval_dataset=RegressionData(20), callbacks=limit)
-    if options.grow:
-        limit_to(options.room)
     if options.evaluate:
         limit_to(options.room)
         metrics = trainer.evaluate()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from torch.utils.data import Sampler
@@ -12,20 +12,44 @@ from torch.utils.data import Sampler
 class Indices(list[int]):
     """The sample indices of one micro-batch, and where they stand in the epoch."""
 
-    epoch: int = 0
-    position: int = 0
-    """Place of the first one in the epoch's order."""
-    phantom: bool = False
+    epoch: int
+    positions: Sequence[int]
+    """Place of each one in the epoch's order."""
+    phantom: bool
     """Whether this process had no sample left and repeats one that must not count."""
+    sizes: list[int]
+    """Samples of each micro-batch in it: of one, unless several were joined."""
 
-    def __init__(self, indices: list[int], epoch: int = 0, position: int = 0, phantom: bool = False) -> None:
+    def __init__(
+        self, indices: list[int], epoch: int = 0, position: int | Sequence[int] = 0, phantom: bool = False
+    ) -> None:
+        """`position`: place of the first one, which the others follow, or the place of each."""
         super().__init__(indices)
         self.epoch = epoch
-        self.position = position
+        self.positions = range(position, position + len(indices)) if isinstance(position, int) else position
         self.phantom = phantom
+        self.sizes = [len(indices)]
+
+    @classmethod
+    def joined(cls, parts: list[Indices]) -> Indices:
+        """Several micro-batches as one. A phantom counts for nothing in it and is left out, unless it stands alone."""
+        real = [part for part in parts if not part.phantom] or parts[:1]
+        positions = list(chain.from_iterable(part.positions for part in real))
+        whole = cls(list(chain.from_iterable(real)), real[0].epoch, positions, real[0].phantom)
+        whole.sizes = [0 if part.phantom and not whole.phantom else len(part) for part in parts]
+        return whole
+
+    def stretch(self, begin: int, end: int) -> Indices:
+        """Those from `begin` up to `end`."""
+        return Indices(self[begin:end], self.epoch, self.positions[begin:end], self.phantom)
+
+    @property
+    def position(self) -> int:
+        """Place of the first one in the epoch's order."""
+        return self.positions[0] if self.positions else 0
 
     def __reduce__(self) -> Any:
-        return Indices, (list(self), self.epoch, self.position, self.phantom)
+        return Indices, (list(self), self.epoch, self.positions, self.phantom), {"sizes": self.sizes}
 
 
 class MicroBatches(Sampler[list[int]]):
@@ -48,6 +72,8 @@ class MicroBatches(Sampler[list[int]]):
         self.world_size = world_size
         self.epoch = 0
         self.skip = 0
+        self.together = 1
+        """Micro-batches that are given out as one; more than 1 in a run that found room for larger ones."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
@@ -74,6 +100,13 @@ class MicroBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[Indices]:
         """Yield the micro-batches, leaving out the first `skip` of them this once."""
+        batches = self._one_by_one()
+        if self.together == 1:
+            yield from batches
+        while group := list(islice(batches, self.together)):
+            yield Indices.joined(group)
+
+    def _one_by_one(self) -> Iterator[Indices]:
         skip, self.skip = self.skip, 0
         size = self.batch_size * self.world_size
         order = iter(self.sampler)

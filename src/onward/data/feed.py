@@ -16,7 +16,7 @@ from onward.data.draws import Streams, capture, from_plain, key_of, mark, restor
 from onward.data.fetch import Samples
 from onward.data.generators import restore_states, states_of
 from onward.data.loader import Share, TrainLoader, adopt_loader
-from onward.data.pieces import Limit, Pieces, cut, size_of
+from onward.data.pieces import Limit, Pieces, cut
 from onward.errors import CheckpointMismatch
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Feed:
         self._given = 0
         self._epoch = 0
         self._limit: Limit | None = None
+        self._piece_weights: list[float] | None = None
         self._collates_again = False
         self._epoch_streams: Streams | None = None
         self._epoch_generators: list[Any] = []
@@ -92,10 +93,25 @@ class Feed:
         restore(from_plain(state["epoch_streams"]))
         restore_states(self.loader, state["epoch_generators"])
 
+    @property
+    def can_join(self) -> bool:
+        """Whether micro-batches can be joined to larger ones: they are cut from the order of map-style data."""
+        return self.has_index and isinstance(self.loader.batch_sampler, MicroBatches)
+
     def limit(self, limit: Limit) -> None:
         """Give out micro-batches as `Pieces` of at most `limit` samples, from the next epoch on."""
         self._limit = limit
         self._collates_again = self._native is not None and self._native.limit_pieces(limit)
+
+    def join(self, count: int) -> None:
+        """Give out `count` micro-batches as one `Pieces`, from the next epoch on."""
+        assert self.can_join, "ask can_join first"
+        self.loader.batch_sampler.together = count
+
+    def sample_batch(self, indices: list[int]) -> Any:
+        """Any samples as one micro-batch, beside the run: what it draws, the run will draw again."""
+        assert self._native is not None
+        return self._native.sample_batch(indices)
 
     def cut(self, pieces: Pieces, limit: int) -> Pieces:
         """The same micro-batch in pieces of at most `limit` samples: collated anew where its samples are known.
@@ -103,7 +119,7 @@ class Feed:
         Raises:
             DataError: it cannot be cut.
         """
-        if all(size_of(piece) <= limit for piece in pieces):
+        if max(pieces.sizes()) <= limit:
             return pieces
         if self._collates_again and pieces.indices is not None:
             assert self._native is not None
@@ -112,7 +128,17 @@ class Feed:
         smaller.indices = pieces.indices
         return smaller
 
+    def weigh_pieces(self, weights: list[float]) -> None:
+        """Say what the pieces count for that the micro-batches given last were cut to."""
+        self._piece_weights = weights
+
     def weights(self, count: int) -> list[float]:
+        """What the mean losses of the `count` micro-batches given last, or of all their pieces, count for."""
+        if self._piece_weights is not None and len(self._piece_weights) == count:
+            return self._piece_weights
+        return self.batch_weights(count)
+
+    def batch_weights(self, count: int) -> list[float]:
         """What the mean losses of the `count` micro-batches given last count for, beside those of other processes."""
         batches = None if self._native is None else self._native.batch_sampler
         if self.share.world_size == 1 or not isinstance(batches, MicroBatches):
@@ -122,7 +148,8 @@ class Feed:
     def _counted(self, batches: Iterator[Any], skipped: int) -> Iterator[Any]:
         self._given, self._undrawn = skipped, None
         for batch in batches:
-            self._given += 1
+            self._given += len(batch.batches()) if isinstance(batch, Pieces) else 1
+            self._piece_weights = None
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

@@ -66,10 +66,11 @@ class Samples(Dataset[Any]):
         if not isinstance(indices, Indices):
             indices = Indices(list(indices))
         in_worker = torch.utils.data.get_worker_info() is not None
-        samples = self.watch.run(partial(self._plain, indices), partial(self._seeded, indices), in_worker=in_worker)
+        samples = self.watch.run(partial(self.plain, indices), partial(self._seeded, indices), in_worker=in_worker)
         return Fetched(samples, indices)
 
-    def _plain(self, indices: Indices) -> list[Any]:
+    def plain(self, indices: Indices) -> list[Any]:
+        """Fetch samples as they are, whatever they draw."""
         fetch_many = getattr(self.dataset, "__getitems__", None)
         if fetch_many is not None:
             return list(fetch_many(list(indices)))
@@ -77,8 +78,8 @@ class Samples(Dataset[Any]):
 
     def _seeded(self, indices: Indices) -> list[Any]:
         samples = []
-        for offset, index in enumerate(indices):
-            key = key_of(self.seed, indices.epoch, indices.position + offset)
+        for index, position in zip(indices, indices.positions, strict=True):
+            key = key_of(self.seed, indices.epoch, position)
             seed_streams(key)
             seed_owned(self.own, key)
             samples.append(self.dataset[index])
@@ -133,9 +134,10 @@ class Collate:
         whole = fetched.indices
         pieces = Pieces()
         pieces.indices = whole
-        for begin, end in spans(len(fetched), limit or None):
-            place = Indices(whole[begin:end], whole.epoch, whole.position + begin, whole.phantom)
-            pieces.append(self._collate(Fetched(fetched[begin:end], place)))
+        stretches = spans(len(fetched), limit or None)
+        pieces.collated = [end - begin for begin, end in stretches]
+        for begin, end in stretches:
+            pieces.append(self._collate(Fetched(fetched[begin:end], whole.stretch(begin, end))))
         return pieces
 
     def _collate(self, fetched: list[Any]) -> Any:

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler
 
 from onward.data.ahead import Transfer, one_ahead
-from onward.data.batches import GivenBatches, MicroBatches
+from onward.data.batches import GivenBatches, Indices, MicroBatches
+from onward.data.draws import protected
 from onward.data.fetch import Collate, Samples
 from onward.data.order import EpochShuffle
 from onward.data.pieces import Limit, Pieces
@@ -137,6 +138,13 @@ class TrainLoader(DataLoader[Any]):
         assert isinstance(self.collate_fn, Collate)
         again: Pieces = self._moved(self.collate_fn.again(indices, limit))
         return again
+
+    def sample_batch(self, indices: list[int]) -> Any:
+        """These samples as one micro-batch, beside the run: no generator is moved by it."""
+        assert isinstance(self.collate_fn, Collate)
+        samples, collator = self.collate_fn.samples, self.collate_fn.collator
+        batch = protected(lambda: collator(samples.plain(Indices(indices))))
+        return batch if self.move is None else self.move(batch)
 
     def pieces(self) -> Iterator[Pieces]:
         """Iterate as always, but over micro-batches as `Pieces`."""

@@ -17,11 +17,21 @@ class Pieces(list[Any]):
 
     indices: Any = None
     """`onward.data.batches.Indices` of the micro-batch, `None` where they are unknown."""
+    collated: list[int] | None = None
+    """Samples that each was collated of, `None` where that is unknown."""
+
+    def sizes(self) -> list[int]:
+        """Samples in each. A collator that lays all samples in one row does not let them be counted behind it."""
+        return [size_of(piece) for piece in self] if self.collated is None else self.collated
+
+    def batches(self) -> list[int]:
+        """Samples in each micro-batch of the plan that this holds: one, unless several were joined."""
+        return [sum(self.sizes())] if self.indices is None else self.indices.sizes
 
     def each(self, work: Callable[[Any], Any]) -> Pieces:
         """The result of `work` for each part, in its place."""
         done = Pieces(map(work, self))
-        done.indices = self.indices
+        done.indices, done.collated = self.indices, self.collated
         return done
 
 

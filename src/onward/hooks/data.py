@@ -111,8 +111,9 @@ class DataHooks(TrainerBase):
         return epochs, per_epoch, plan.num_examples, samples, total, plan.batches_per_epoch, plan.max_steps
 
     def get_total_train_batch_size(self, args: Any) -> int:
-        """Samples per optimizer step over all processes."""
-        return self._train_batch_size * int(args.gradient_accumulation_steps) * max(1, int(args.world_size))
+        """Samples per optimizer step over all processes; the size of micro-batches that fits does not change it."""
+        steps = int(args.gradient_accumulation_steps) * max(1, int(args.world_size))
+        return (int(args.train_batch_size) if args.auto_find_batch_size else self._train_batch_size) * steps
 
     def get_tp_size(self) -> int:
         """Size of tensor-parallel groups: 1, onward has none."""

@@ -251,8 +251,14 @@ def batch_at(host: TrainerBase, step: int) -> list[Any]:
     Raises:
         UsageError: the run has no such step, or its order came from generators whose state then is not known anymore.
     """
-    loader = host.get_train_dataloader()
-    plan = plan_run(host, loader, host.args)
+    found = host._train_batch_size
+    try:
+        if host.args.auto_find_batch_size:  # the size that was found to fit cuts steps, and does not make others
+            host._train_batch_size = host.args.train_batch_size
+        loader = host.get_train_dataloader()
+        plan = plan_run(host, loader, host.args)
+    finally:
+        host._train_batch_size = found
     if not 1 <= step <= plan.max_steps:
         raise UsageError(f"batch_at({step}): this run has the steps 1 to {plan.max_steps}.")
     epoch, in_epoch = divmod(step - 1, plan.steps_per_epoch)

@@ -57,6 +57,8 @@ class Run:
     """Whether a callback had already ended this run when it was saved."""
     fitting: Fitting | None = None
     """Keeps micro-batches small enough for the memory, where `auto_find_batch_size` asks for it."""
+    search: Callable[[], None] | None = None
+    """Looks for the largest micro-batch that fits, before the first step."""
 
 
 @dataclass
@@ -71,6 +73,8 @@ class Work:
     """What the mean loss of each micro-batch counts for, beside the others."""
     batches: int
     """How many micro-batches of the plan that is; `samples` are more where these were cut."""
+    chances: int = 0
+    """After how many of `samples` `leave` is called: as often on every process."""
     leave: Callable[[], None] | None = None
     """To be called between micro-batches: takes the step back and leaves, if the run has to end early."""
 
@@ -78,6 +82,8 @@ class Work:
 def fit(host: TrainerBase, run: Run) -> None:
     """Train from where `host.cursor` stands to the end of the plan."""
     host.control = host.callback_handler.on_train_begin(host.args, host.state, host.control)
+    if run.search is not None:
+        run.search()
     if host.args.eval_on_start and host.state.global_step == 0:
         host._evaluate(run.trial, run.ignore_keys, skip_scheduler=True)
     if run.is_over or host.state.global_step >= run.plan.max_steps:
@@ -158,7 +164,7 @@ def update(host: TrainerBase, run: Run, batches: Iterator[Any], place: tuple[int
     if not work.samples:
         return False
     _restore_rng(host, run)
-    if work.batches > 1:
+    if work.chances:
         work.leave = host._leave_inside_step(run.model, run.trial, is_first=step == 0)
     host.current_gradient_accumulation_steps = len(work.samples)
     host.control = host.callback_handler.on_step_begin(host.args, host.state, host.control)
@@ -184,7 +190,7 @@ def _pull(host: TrainerBase, run: Run, batches: Iterator[Any], count: int) -> Wo
     if run.fitting is not None:
         return run.fitting.pull(host, run, batches, count)
     samples, num_items = host.get_batch_samples(batches, count, host.args.device)
-    return Work(samples, num_items, run.feed.weights(len(samples)), len(samples))
+    return Work(samples, num_items, run.feed.weights(len(samples)), len(samples), chances=len(samples) - 1)
 
 
 def take(host: TrainerBase, run: Run, work: Work) -> bool:
@@ -215,7 +221,7 @@ def accumulate(host: TrainerBase, run: Run, work: Work) -> bool:
             host.control = host.callback_handler.on_substep_end(host.args, host.state, host.control)
             if _stops(host):
                 return False
-            if work.leave is not None and number < work.batches - 1:  # as often on every process
+            if work.leave is not None and number < work.chances:
                 work.leave()
     return True
 

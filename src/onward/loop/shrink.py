@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from onward import engine
 from onward.agreement import Agreement
-from onward.data.pieces import Limit, Pieces, size_of
+from onward.data.pieces import Limit, Pieces
 from onward.errors import DataError, OutOfMemory
 from onward.loop.fit import Work, accumulate, clip, end_step
 from onward.loop.undo import Buffers, Start
@@ -75,25 +76,42 @@ class Fitting:
     def __init__(self, host: TrainerBase, run: Run, found: int | None = None) -> None:
         """`found`: samples per micro-batch that an earlier part of the run found to fit."""
         self.limit = Limit()
-        self._micro_batch = run.plan.micro_batch_size
-        self._agreement = Agreement.open()
-        self._buffers = Buffers(run.model)
+        self._whole = run.plan.micro_batch_size
+        """Samples in each of what the feed gives out."""
+        self.agreement = Agreement.open()
+        self.buffers = Buffers(run.model)
         self._wholes: list[Pieces] = []
         self._missing: list[bool] = []
         run.feed.limit(self.limit)
-        if found is not None and found < self._micro_batch:
-            self._set(host, found)
+        if found is not None:
+            self.resize(host, run, found)
 
     def close(self) -> None:
         """Give back what several processes share; all must call it."""
-        self._agreement.close()
+        self.agreement.close()
+
+    def resize(self, host: TrainerBase, run: Run, samples: int) -> None:
+        """Train with micro-batches of so many samples, up to the whole step; before the first epoch only."""
+        plan = run.plan
+        if samples > plan.micro_batch_size:
+            samples = min(samples, plan.micro_batch_size * plan.accumulation)
+            self._whole = plan.micro_batch_size * plan.accumulation
+            run.feed.join(plan.accumulation)
+        if samples != plan.micro_batch_size:
+            self._set(host, samples)
 
     # -- the step -------------------------------------------------------------------------------------------------
 
     def pull(self, host: TrainerBase, run: Run, batches: Iterator[Any], count: int) -> Work:
         """The next step's micro-batches, cut to the size that is known to fit."""
-        self._wholes = list(islice(batches, count))
-        return self._work(host, run)
+        joined = self._whole // run.plan.micro_batch_size
+        self._wholes = list(islice(batches, math.ceil(count / joined)))
+        work = self._work(host, run)
+        if joined > 1:
+            # Not as many as here have pieces: the last step of an epoch may have fewer in another process.
+            sure = math.ceil((count - 1) * run.plan.micro_batch_size / self.limit.get())
+            work.chances = max(0, sure - 1)
+        return work
 
     def _work(self, host: TrainerBase, run: Run) -> Work:
         limit = self.limit.get()
@@ -101,24 +119,24 @@ class Fitting:
             # What loader workers had prefetched, and what has no samples to collate, is still as large as before.
             self._wholes = [run.feed.cut(whole, limit) for whole in self._wholes]
         pieces = [piece for whole in self._wholes for piece in whole]
-        samples, num_items = host.get_batch_samples(iter(pieces), len(pieces), host.args.device)
-        weights = run.feed.weights(len(self._wholes))
-        if len(samples) == len(pieces) > len(self._wholes):
+        batches = sum(len(whole.batches()) for whole in self._wholes)
+        weights = run.feed.batch_weights(batches)
+        if len(pieces) != len(self._wholes) or batches != len(self._wholes):
             weights = self._weights(weights, host.accelerator.num_processes)
-        return Work(_Watched(samples), num_items, weights, len(self._wholes))
+            run.feed.weigh_pieces(weights)
+        samples, num_items = host.get_batch_samples(iter(pieces), len(pieces), host.args.device)
+        return Work(_Watched(samples), num_items, weights, batches, chances=batches - 1)
 
-    def _weights(self, of_wholes: list[float], processes: int) -> list[float]:
-        limit = self.limit.get()
-        sizes = [[size_of(piece) for piece in whole] for whole in self._wholes]
-        if processes == 1 and self._micro_batch % limit == 0:
+    def _weights(self, of_batches: list[float], processes: int) -> list[float]:
+        """What the mean loss of each piece counts for: as much as its samples did in their micro-batches."""
+        pieces = sum(map(len, self._wholes))
+        if processes == 1 and self._whole % (self.limit.get() or self._whole) == 0:
             # As in a run that had this size from the start, to which the short end of an epoch is one micro-batch more.
-            return [1.0] * sum(map(len, sizes))
-        longer = sum(map(len, sizes)) / len(sizes)
-        return [
-            weight * size / sum(whole) * longer
-            for weight, whole in zip(of_wholes, sizes, strict=True)
-            for size in whole
-        ]  # fmt: skip
+            return [1.0] * pieces
+        sizes = [size for whole in self._wholes for size in whole.batches()]
+        of_samples = iter([w / size for w, size in zip(of_batches, sizes, strict=True) for _ in range(size)])
+        more = pieces / len(of_batches)  # the loss of each is divided by their number
+        return [sum(islice(of_samples, size)) * more for whole in self._wholes for size in whole.sizes()]
 
     def take(self, host: TrainerBase, run: Run, work: Work) -> bool:
         """Take the step, with smaller micro-batches as often as memory runs out.
@@ -129,7 +147,7 @@ class Fitting:
         Raises:
             OutOfMemory: a single sample does not fit.
         """
-        start = Start(host, self._buffers)
+        start = Start(host, self.buffers)
         while True:
             went_on, said = self._try(host, run, work)
             if said is None:
@@ -140,13 +158,13 @@ class Fitting:
 
     def _try(self, host: TrainerBase, run: Run, work: Work) -> tuple[bool | None, str | None]:
         """One attempt at the step; the second value is not None, on all processes, if memory ran out on one."""
-        with _apart(run.model, self._agreement):
-            went_on, said = self._together(lambda: self._forward_and_backward(host, run, work))
+        with apart(run.model, self.agreement):
+            went_on, said = self._agreed(*self._micro_batches(host, run, work))
         if said is not None or not went_on:
             return went_on, said
-        if not self._agreement.is_alone:
-            _exchange(run.model, self._agreement, self._missing)
-        grad_norm, said = self._together(lambda: clip(host, run))
+        if not self.agreement.is_alone:
+            _exchange(run.model, self.agreement, self._missing)
+        grad_norm, said = self.together(lambda: clip(host, run))
         if said is not None:
             return None, said
         host.control = host.callback_handler.on_pre_optimizer_step(host.args, host.state, host.control)
@@ -156,9 +174,31 @@ class Fitting:
         end_step(host, run, grad_norm)
         return True, None
 
+    def _micro_batches(self, host: TrainerBase, run: Run, work: Work) -> tuple[bool | None, str | None]:
+        """`attempt` forward and backward of all.
+
+        Between micro-batches the processes ask each other whether to leave. One that ran out asks on, as often as the
+        others do: they would wait for it.
+        """
+        leave, asked = work.leave, 0
+        if leave is None:
+            return attempt(lambda: self._forward_and_backward(host, run, work))
+
+        def count_and_leave() -> None:
+            nonlocal asked
+            asked += 1
+            leave()
+
+        counted = replace(work, leave=count_and_leave)
+        outcome = attempt(lambda: self._forward_and_backward(host, run, counted))
+        if outcome[1] is not None and not self.agreement.is_alone:
+            for _ in range(work.chances - asked):
+                leave()
+        return outcome
+
     def _forward_and_backward(self, host: TrainerBase, run: Run, work: Work) -> bool:
         went_on = accumulate(host, run, work)
-        if went_on and not self._agreement.is_alone:
+        if went_on and not self.agreement.is_alone:
             self._missing = _fill_gradients(run.model)
         return went_on
 
@@ -168,9 +208,9 @@ class Fitting:
             host._step_optimizer(grad_norm)
             return None
         meters = host.meters.mark()
-        copies, said = self._together(lambda: Copies(optimizer))
+        copies, said = self.together(lambda: Copies(optimizer))
         if said is None:
-            _, said = self._together(lambda: host._step_optimizer(grad_norm))
+            _, said = self.together(lambda: host._step_optimizer(grad_norm))
         if said is not None and copies is not None:
             copies.put_back()
             host.meters.rewind(meters)
@@ -178,10 +218,12 @@ class Fitting:
             scaler.update(scaler.get_scale())  # forgets that this step's gradients were unscaled
         return said
 
-    def _together(self, work: Callable[[], T]) -> tuple[T | None, str | None]:
+    def together(self, work: Callable[[], T]) -> tuple[T | None, str | None]:
         """`attempt`, with the same outcome on all processes."""
-        result, said = attempt(work)
-        (anyone,) = self._agreement.largest(int(said is not None))
+        return self._agreed(*attempt(work))
+
+    def _agreed(self, result: T | None, said: str | None) -> tuple[T | None, str | None]:
+        (anyone,) = self.agreement.largest(int(said is not None))
         if anyone and said is None:
             return result, "another process ran out of memory"
         return result, said
@@ -191,7 +233,7 @@ class Fitting:
     def _shrink(self, host: TrainerBase, run: Run, work: Work, said: str) -> Work:
         watched = work.samples
         at = max(0, getattr(watched, "at", 0))
-        (largest,) = self._agreement.largest(max(size_of(piece) for piece in watched))
+        (largest,) = self.agreement.largest(max(size for whole in self._wholes for size in whole.sizes()))
         if largest <= 1:
             raise OutOfMemory(self._describe_sample(run, watched[at], at, said))
         try:
@@ -201,7 +243,7 @@ class Fitting:
             raise OutOfMemory(
                 f"Out of memory with {largest} samples ({said}), and the batch cannot be cut: {error}"
             ) from None
-        effective = run.plan.accumulation * self._micro_batch
+        effective = run.plan.accumulation * run.plan.micro_batch_size
         tell_change(
             host, largest, self.limit.get(),
             f"Out of memory at step {host.state.global_step + 1}, micro-batch {at + 1} of {len(watched)}: {said}. The "
@@ -239,7 +281,7 @@ def shapes_of(piece: Any) -> str:
 
 def tell_change(host: TrainerBase, before: int, now: int, why: str) -> None:
     """Log that batches have another size from now on, and tell the callbacks."""
-    logger.warning("%s, %d samples at a time instead of %d.", why, now, before)
+    logger.warning("%s, %d samples at a time%s.", why, now, f" instead of {before}" if now != before else ", as before")
     if hasattr(host.callback_handler, "on_train_error"):  # ours, which passes over callbacks that do not know an event
         host.control = host.callback_handler.call_event(
             "on_batch_size_change", host.args, host.state, host.control, before=before, now=now, reason=why
@@ -255,7 +297,7 @@ def _has_batch_statistics(model: Any) -> bool:
 # -- several processes ------------------------------------------------------------------------------------------------
 
 
-def _apart(model: Any, agreement: Agreement) -> Any:
+def apart(model: Any, agreement: Agreement) -> Any:
     """A context in which DistributedDataParallel neither exchanges gradients nor buffers.
 
     A process that runs out within backward would leave the others waiting for its gradients.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onward import engine, memory, model_setup
+from onward.checkpoint import read_record
 from onward.cursor import Cursor
 from onward.data.columns import fingerprint
 from onward.data.feed import Feed
@@ -27,6 +28,7 @@ from onward.loop.compilation import compile_model, open_compilation
 from onward.loop.continuing import restore_run
 from onward.loop.feeding import plan_run, share_of, strategy_name
 from onward.loop.fit import Run, fit
+from onward.loop.grow import grow
 from onward.loop.leave import finish_saving, watch
 from onward.loop.resuming import find_checkpoint
 from onward.loop.shrink import Fitting
@@ -113,10 +115,15 @@ def _close_model(host: TrainerBase) -> None:
 
 
 def _found_batch_size(host: TrainerBase, checkpoint: str | None) -> int | None:
-    """The size of micro-batches that the run so far found to fit."""
+    """The size of micro-batches that the run so far found to fit; `None` if it did not look for what is asked now."""
     if checkpoint is None:
         return None
-    return TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").train_batch_size
+    size = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").train_batch_size
+    if host.args.auto_find_batch_size == "grow":
+        record = read_record(checkpoint)
+        extra = {} if record is None else record.of_rank(0).get("extra", {})
+        return size if extra.get("arguments", {}).get("auto_find_batch_size") == "grow" else None
+    return None if size is None else min(size, host.args.train_batch_size)
 
 
 def run(host: TrainerBase, checkpoint: str | None, trial: Any, ignore_keys: list[str] | None) -> TrainOutput:
@@ -144,10 +151,11 @@ def run(host: TrainerBase, checkpoint: str | None, trial: Any, ignore_keys: list
         run.restore_rng = partial(host._load_rng_state, checkpoint)
     model.zero_grad()
     host._rollback_due, host._loss_before, host._loss_finite = None, None, True
-    if host.args.auto_find_batch_size == "grow":
-        logger.warning("auto_find_batch_size='grow' does not look for a larger size yet: it works as True does.")
+    host.state.train_batch_size = host._train_batch_size  # not that of the run which wrote the checkpoint
     if finds:
         run.fitting = Fitting(host, run, found)
+        if host.args.auto_find_batch_size == "grow" and found is None:
+            run.search = partial(grow, host, run)
     # accelerate's free_memory has just collected: what is frozen now is alive.
     with watch(host) as host._leaving, memory.old_objects_frozen():
         fit(host, run)
