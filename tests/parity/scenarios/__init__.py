@@ -1,6 +1,6 @@
 """Every scenario, by name."""
 
-from . import customized, data, evaluating, kinds, processes, settings  # noqa: F401  (they register themselves)
+from . import combinations, customized, data, evaluating, kinds, processes, settings  # noqa: F401  (they register themselves)
 from .registry import SCENARIOS
 
 __all__ = ["SCENARIOS"]
