@@ -19,5 +19,5 @@ def test_an_order_that_could_not_be_resumed_is_not_had(caplog: pytest.LogCapture
 
 
 def test_an_unknown_compiler_backend_is_told() -> None:
-    with pytest.raises(UsageError, match="torch_compile_backend got 'inducter'; expected one of .*inductor"):
+    with pytest.raises(UsageError, match=r"torch_compile_backend got 'inducter'; expected one of .*inductor"):
         engine.create_accelerator(TrainingArguments(use_cpu=True, torch_compile_backend="inducter"), None)

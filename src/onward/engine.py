@@ -52,8 +52,8 @@ def create_accelerator(args: Any, options: Callable[..., dict[str, Any]]) -> Acc
 
     if not settings.get("use_seedable_sampler", True):
         logger.warning(
-            "accelerator_config's use_seedable_sampler=False has no effect: the order of samples is always a function of "
-            "seed and epoch, so that a run can resume exactly."
+            "accelerator_config's use_seedable_sampler=False has no effect: the order of samples is always a function "
+            "of seed and epoch, so that a run can resume exactly."
         )
     loader_names = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler", "non_blocking")
     loaders = DataLoaderConfiguration(**{k: settings.pop(k) for k in loader_names if k in settings})
