@@ -213,7 +213,7 @@ def test_what_is_no_data_set(tmp_path: Path, data: Any, message: str) -> None:
         ({"a": RegressionData(4), "b": []}, r"evaluation \(b\) data is empty"),
         ("validation", "is of type str"),
     ],
-    ids=str,
+    ids=["empty", "no sets", "one set empty", "a name"],
 )
 def test_evaluation_data_is_looked_at_before_training(tmp_path: Path, data: Any, message: str) -> None:
     subject = trainer(

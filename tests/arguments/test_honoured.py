@@ -75,7 +75,7 @@ def test_what_is_refused_names_the_alternative(name):
         TrainingArguments(**{name: REFUSED[name]})
 
 
-@pytest.mark.parametrize("name", FOR_TRACKERS)
+@pytest.mark.parametrize("name", sorted(FOR_TRACKERS))
 def test_what_trackers_are_said_to_read_they_read(name):
     from transformers.integrations import integration_utils
 
