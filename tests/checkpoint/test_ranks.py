@@ -21,7 +21,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, "-m", "tests.checkpoint.two_ranks"], cwd=tmp_path_factory.mktemp("ranks"), capture_output=True,
-        text=True, check=False, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True, check=False, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     scenarios: Told = {}
@@ -97,7 +97,7 @@ def test_two_machines_without_a_shared_folder_each_keep_a_checkpoint(tmp_path: P
             )
         )
     for node in nodes:
-        output = node.communicate(timeout=240)[0]
+        output = node.communicate(timeout=600)[0]
         told = [json.loads(line) for line in output.splitlines() if line.startswith('{"scenario"')]
         assert [each["scenario"] for each in told] == ["beside", "through"], output
         for each in told:

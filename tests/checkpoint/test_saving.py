@@ -266,6 +266,19 @@ def test_leaving_without_having_saved_is_said(cls: type[Trainer], caplog: pytest
     assert "The run is saved" not in caplog.text
 
 
+def test_a_signal_during_a_save_leaves_behind_it() -> None:
+    class Signalled(Trainer):
+        def _save_scaler(self, output_dir: str) -> None:
+            super()._save_scaler(output_dir)
+            if self.state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted):
+        trainer(Signalled).train()
+    assert steps() == [1, 2]
+    assert problems("run/checkpoint-2") == []
+
+
 def test_a_signal_during_the_last_save_waits_for_it() -> None:
     made = trainer()
     flush = made._flush_saves

@@ -21,7 +21,7 @@ def trained(kind: str, size: int, split: tuple[int, int, int], out: Path, *resum
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
     command = [*launcher, str(SCRIPT), kind, *map(str, (size, batch, accumulation)), str(out), *resume]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return torch.load(out / "0.pt", weights_only=True)
 

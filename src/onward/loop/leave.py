@@ -130,6 +130,8 @@ def finish_saving(host: TrainerBase, model: Any, trial: Any) -> None:
     if host._save_failed():
         save(host, model, trial)
         host._flush_saves()
+    assert host._leaving is not None
+    host._leaving.max_seconds = None  # the run is complete, in time
     host._leave_if_asked(model, trial)  # a signal that came meanwhile
 
 
