@@ -179,3 +179,9 @@ def test_a_longer_run_follows_its_new_schedule_from_the_first_step_on() -> None:
     made.train(resume_from_checkpoint=True)
     rates = [line["learning_rate"] for line in made.state.log_history if line["step"] > 4 and "loss" in line]
     assert rates == pytest.approx([5e-5 * left / 8 for left in (4, 3, 2, 1)])
+
+
+def test_a_branch_that_saves_nothing_deletes_nothing() -> None:
+    trainer(max_steps=4).train()
+    trainer(max_steps=3, save_strategy="no", save_total_limit=1).train(resume_from_checkpoint="run/checkpoint-2")
+    assert steps() == [1, 2, 3, 4]

@@ -37,7 +37,7 @@ class SaveDesk:
     committed: deque[Path] = field(default_factory=partial(deque, maxlen=64))
     """Not yet taken by `_committed_saves`; bounded, because nobody has to take them."""
     newest: Path | None = None
-    """The newest checkpoint of the run that is known to be whole."""
+    """The newest checkpoint of this very run, if there is one; it is whole."""
     unsettled: int = 0
     """Saves that were committed and that `settle_saves` has not heard of yet."""
     best_before: dict[str, str | None] = field(default_factory=dict)

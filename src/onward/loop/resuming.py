@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onward.checkpoint import layout, parts, ranks, staging, store, structure, weights
-from onward.checkpoint.record import new_run_id, read_record
+from onward.checkpoint.record import read_record
 from onward.errors import CheckpointError, NoCheckpoint
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def open_run(host: CheckpointHooks, checkpoint: Path | None, output_dir: str) ->
     """
     host._desk_or_none = None
     desk = host._desk()
-    desk.newest = checkpoint
-    if checkpoint is not None and (record := read_record(checkpoint)) is not None:
-        desk.run = record.run if not _abandons_later(checkpoint, record.run) else new_run_id()
+    record = None if checkpoint is None else read_record(checkpoint)
+    if checkpoint is not None and record is not None and not _abandons_later(checkpoint, record.run):
+        desk.run, desk.newest = record.run, checkpoint
     desk.run = ranks.from_first(desk.run)
     if host.args.should_save and Path(output_dir).is_dir():
         for swept in staging.sweep(Path(output_dir)):
