@@ -112,7 +112,7 @@ def _follow(optimizer: Any, scheduler: Any) -> None:
     if not isinstance(scheduler, LambdaLR):
         return
     rates = [base * at(scheduler.last_epoch) for base, at in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+    for group, rate in zip(optimizer.param_groups, rates, strict=False):
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(rate)
         else:

@@ -132,7 +132,8 @@ def finish_saving(host: TrainerBase, model: Any, trial: Any) -> None:
         host._flush_saves()
     assert host._leaving is not None
     host._leaving.max_seconds = None  # the run is complete, in time
-    host._leave_if_asked(model, trial)  # a signal that came meanwhile
+    for _ in range(2):  # a signal that came meanwhile; several processes know at the second boundary
+        host._leave_if_asked(model, trial)
 
 
 def save(host: TrainerBase, model: Any, trial: Any) -> None:
