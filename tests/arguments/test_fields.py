@@ -77,3 +77,23 @@ def test_option_reads_ours_or_falls_back_to_the_default():
     assert option(transformers.TrainingArguments(use_cpu=True), "max_rollbacks") == 3
     with pytest.raises(AssertionError):
         option(TrainingArguments(), "learning_rate")
+
+
+def test_a_field_of_another_library_with_the_name_of_an_option_is_not_ours():
+    @dataclasses.dataclass
+    class Theirs(transformers.TrainingArguments):
+        packing: bool = True
+
+    @dataclasses.dataclass
+    class OnOurs(TrainingArguments):
+        packing: bool = True
+        async_save: bool = False
+
+    assert option(Theirs(use_cpu=True), "packing") is None
+    ours = OnOurs(use_cpu=True)
+    assert ours.packing is True
+    assert option(ours, "packing") is None
+    assert option(ours, "async_save") is False  # another default for the same option
+    stock = transformers.TrainingArguments(use_cpu=True)
+    stock.on_nonfinite = "raise"
+    assert option(stock, "on_nonfinite") == "raise"

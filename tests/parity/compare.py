@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 # Measured, not computed: how long things took and how much memory they needed.
-MEASURED = ("runtime", "per_second", "_mem_", "memory", "peak", "compilation_time", "preparation_time")
+MEASURED = ("runtime", "per_second", "_mem_", "memory", "peak", "compilation_time", "preparation_time", "step_time")
 
 # Log entries that only onward writes, each described in docs/differences.md or docs/performance.md.
 OURS = ("train_pad_fraction", "train_data_wait_fraction", "train_mfu")

@@ -42,6 +42,13 @@ def sequential(stage: Any) -> Any:
 
 
 @scenario
+def batch_rebalance(stage: Any) -> Any:
+    """Batches of about equal cost, cut for accumulation."""
+    changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
+    return stage.train(llama(), ragged(), {"data_collator": pad}, train_sampling_strategy="batch_rebalance", **changes)
+
+
+@scenario
 def drop_last(stage: Any) -> Any:
     """The short batch is left out of training and evaluation."""
     parts = {"eval_dataset": tokens(11, seed=1)}
