@@ -182,7 +182,7 @@ class Trainer(
             self.optimizer,
             self.lr_scheduler,
         )
-        self.callback_handler.watchers = self._watchers()
+        self._attend()
         self.add_callback(self._progress_callback())
 
     def _open_output(self) -> None:

@@ -48,11 +48,11 @@ class AcceleratorConfig:
 
     @classmethod
     def from_json_file(cls, json_file: str) -> AcceleratorConfig:
-        """Read a config from a JSON file; unknown keys are an error, and so is a file that is not there."""
+        """Read a config from a JSON file; unknown keys are an error."""
         try:
             with open(json_file, encoding="utf-8") as file:
                 content = json.load(file)
-        except ValueError as problem:
+        except (OSError, ValueError) as problem:
             raise UsageError(f"accelerator_config got {str(json_file)!r}; expected a JSON file: {problem}") from problem
         return cls._from_dict(content, str(json_file))
 

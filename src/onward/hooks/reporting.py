@@ -30,6 +30,8 @@ class ReportingHooks(TrainerBase):
 
     _interval_rates: dict[str, float] | None = None
     """Rates of the interval that the next log line closes; callbacks get them as ``rates``."""
+    _watchers: list[Any] | None = None
+    """Callbacks of the trainer's own, made on first use."""
     _parameter_count: tuple[weakref.ref[Any], weakref.ref[Any], int] | None = None
     """The model, its wrapper, and how many parameters it had without embeddings."""
 
@@ -123,9 +125,18 @@ class ReportingHooks(TrainerBase):
 
         return report_callbacks(self.args.report_to)
 
-    def _watchers(self) -> list[Any]:
-        """The callbacks that are the trainer's own business: ``metrics.jsonl``."""
-        return [MetricsFileCallback()] if option(self.args, "metrics_file") else []
+    def _attend(self) -> None:
+        """Let the callbacks that are the trainer's own business hear of everything: ``metrics.jsonl``.
+
+        TRL for one puts a handler of transformers in the place of ours, which knows no watchers.
+        """
+        if self._watchers is None:
+            self._watchers = [MetricsFileCallback()] if option(self.args, "metrics_file") else []
+        handler: Any = self.callback_handler
+        if hasattr(handler, "watchers"):
+            handler.watchers = self._watchers
+        else:
+            handler.callbacks += [watcher for watcher in self._watchers if watcher not in handler.callbacks]
 
     def _progress_callback(self) -> Any:
         """The callback that comes after the user's: it shows progress, or prints where bars are not wanted."""

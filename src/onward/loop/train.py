@@ -215,6 +215,7 @@ def _prepare(host: TrainerBase, checkpoint: str | None) -> nn.Module:
 
 def _hand_to_callbacks(host: TrainerBase, loader: Any) -> None:
     handler = host.callback_handler
+    host._attend()
     handler.model, handler.optimizer, handler.lr_scheduler = host.model, host.optimizer, host.lr_scheduler
     handler.train_dataloader = loader
 
