@@ -151,7 +151,7 @@ def online(stage: Stage, kind: str, **changes: Any) -> Any:
 
     args = stage.arguments(
         getattr(trl, f"{kind}Config"), max_completion_length=6, num_generations=2, per_device_train_batch_size=4,
-        **changes,
+        beta=0.0, **changes,
     )  # fmt: skip
     return getattr(trl, f"{kind}Trainer")(
         model=tiny.tiny_llama(), reward_funcs=length_reward, args=args, train_dataset=prompts(),
