@@ -224,10 +224,12 @@ def is_gathered_by_dispatch(accelerator: Accelerator) -> bool:
     return bool(accelerator.dispatch_batches or accelerator.split_batches)
 
 
-def place(data: Any, device: torch.device, inner: Callable[[Any], Any]) -> Any:
-    """Move a tensor to `device`; hand the members of mappings and sequences to `inner`, which does the same."""
+def place(data: Any, device: torch.device, inner: Callable[[Any], Any] | None = None) -> Any:
+    """Move the tensors in nested mappings and sequences to `device`; `inner` does it for the members, where given."""
     if isinstance(data, torch.Tensor):
         return data if data.device == device else data.to(device)
+    if inner is None:
+        inner = functools.partial(place, device=device)
     if hasattr(data, "items") and hasattr(data, "keys"):  # BatchEncoding and other mappings, too
         return type(data)({k: inner(v) for k, v in data.items()})
     if isinstance(data, tuple | list):

@@ -227,8 +227,10 @@ class TrainingHooks(TrainerBase):
         return contextlib.nullcontext()
 
     def _prepare_input(self, data: Any) -> Any:
-        """Move tensors to the training device, going through itself for what is nested."""
-        return engine.place(data, self.args.device, self._prepare_input)
+        """Move tensors to the training device, also nested ones, each of which an override sees."""
+        again = self._prepare_input
+        is_overridden = getattr(again, "__func__", None) is not TrainingHooks._prepare_input
+        return engine.place(data, self.args.device, again if is_overridden else None)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Make a micro-batch ready for the model.
