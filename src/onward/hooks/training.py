@@ -87,7 +87,7 @@ class TrainingHooks(TrainerBase):
             except StopIteration:
                 break
         counted = samples
-        if self.args.world_size > 1 and self.feed is not None:
+        if self.feed is not None and self.feed.share.world_size > 1:
             weights = self.feed.weights(len(samples))
             counted = [s if weight else without_labels(s) for s, weight in zip(samples, weights, strict=True)]
         return samples, self._get_num_items_in_batch(counted, device)

@@ -103,8 +103,10 @@ def _score(logits: Tensor, targets: Tensor, shares: Tensor, of_bias: Tensor | No
     """Return the loss of a chunk, put its slopes in the place of its logits and add them up in `of_bias`."""
     loss = torch.zeros((), dtype=torch.float32, device=logits.device)
     rows = max(1, TILE.get(logits.device.type, _TILE_ELSEWHERE) // logits.shape[1])
-    for tile, target, share in zip(*(torch.split(whole, rows) for whole in (logits, targets, shares)), strict=True):
-        index, share = target.clamp(min=0).unsqueeze(1), share.unsqueeze(1)
+    for start in range(0, len(targets), rows):
+        part = slice(start, start + rows)
+        tile, share = logits[part], shares[part].unsqueeze(1)
+        index = targets[part].clamp(min=0).unsqueeze(1)
         scores = torch.log_softmax(tile, dim=1, dtype=torch.float32)
         loss -= (scores.gather(1, index) * share).sum()
         slopes = scores.exp_().mul_(share).scatter_add_(1, index, -share)
