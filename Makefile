@@ -18,7 +18,7 @@ TORCH := $(shell sed -n 's/^torch==.*/&/p' constraints.txt)
 DEMO_FLAGS ?=
 
 # One thread per process: results then do not depend on the number of cores, and parallel tests do not fight.
-test test-all check bench: export OMP_NUM_THREADS = 1
+test test-all check: export OMP_NUM_THREADS = 1
 
 .PHONY: demo test test-all check bench format clean
 

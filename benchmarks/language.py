@@ -6,8 +6,9 @@ import contextlib
 import math
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,14 +32,19 @@ class Workload:
     mean: float
     learning_rate: float = 1e-3
 
+    def shrunk(self) -> Workload:
+        """The same shape, so small that it only shows that everything runs."""
+        model = f"{self.model.partition('-')[0]}-tiny"
+        return replace(self, model=model, vocabulary=512, batch=4, longest=64, mean=self.mean * 64 / self.longest)
+
     def build(self) -> Any:
         """The model, always with the same weights."""
         from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
         torch.manual_seed(0)
-        if self.model == "gpt2":
+        if self.model in GPT2S:
             no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-            return GPT2LMHeadModel(GPT2Config(vocab_size=self.vocabulary, **no_dropout))
+            return GPT2LMHeadModel(GPT2Config(vocab_size=self.vocabulary, **no_dropout, **GPT2S[self.model]))
         width, layers, inner = LLAMAS[self.model]
         sizes = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": inner}
         heads = {"num_attention_heads": width // 64, "num_key_value_heads": max(1, width // 256)}
@@ -58,7 +64,8 @@ class Workload:
 
 
 # hidden size, layers, intermediate size
-LLAMAS = {"llama-4x256": (256, 4, 1024), "llama-1b": (2048, 16, 8192)}
+LLAMAS = {"llama-4x256": (256, 4, 1024), "llama-1b": (2048, 16, 8192), "llama-tiny": (64, 2, 128)}
+GPT2S: dict[str, dict[str, int]] = {"gpt2": {}, "gpt2-tiny": {"n_embd": 64, "n_layer": 2, "n_head": 2}}
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,9 @@ def padded(rows: Rows) -> Batch:
     ids = torch.tensor([[*row["input_ids"], *[0] * (width - len(row["input_ids"]))] for row in rows])
     lengths = torch.tensor([[len(row["input_ids"])] for row in rows])
     mask = (torch.arange(width) < lengths).long()
-    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)}
+    labels = ids.masked_fill(mask == 0, IGNORED)
+    labels[:, 0] = IGNORED  # never a target; transformers would count it among GPT-2's
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def flattened(rows: Rows) -> Batch:
@@ -92,7 +101,10 @@ def flattened(rows: Rows) -> Batch:
 
 
 class Watch:
-    """When steps ended, from the second on; on a GPU the host waits for it at the first and the last only."""
+    """When steps ended, from the second on; on a GPU the host waits for it at the first and the last only.
+
+    In between torch is told to warn whenever the host waits for the GPU.
+    """
 
     def __init__(self, steps: int, device: str) -> None:
         self.steps, self.device, self.done = steps, device, 0
@@ -102,9 +114,22 @@ class Watch:
         self.done += 1
         if self.done in (1, self.steps):
             if self.device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
                 torch.cuda.synchronize()
             self.ended = time.perf_counter()
             self.began = self.began or self.ended
+            if self.device == "cuda" and self.done < self.steps:
+                torch.cuda.set_sync_debug_mode("warn")
+
+
+@contextlib.contextmanager
+def counted_syncs() -> Iterator[list[int]]:
+    """How often the host waited for the GPU inside; one number, known at the end."""
+    found: list[int] = []
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield found
+        found.append(sum("synchronizing CUDA operation" in str(warning.message) for warning in told))
 
 
 def by_hand(workload: Workload, task: Task, rows: Rows, watch: Watch) -> list[float]:
@@ -243,12 +268,26 @@ def answer(peer: str, workload: Workload, task: Task) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     else:
         peers.forget_peak()
-    losses = TRAIN[peer](workload, task, rows, watch)
+    with counted_syncs() as syncs:
+        losses = TRAIN[peer](workload, task, rows, watch)
     tokens = sum(len(row["input_ids"]) for row in rows[workload.batch :])
+    per_second = tokens / max(watch.ended - watch.began, 1e-9)
     return {
         "losses": losses,
-        "tokens_per_second": tokens / max(watch.ended - watch.began, 1e-9),
+        "tokens_per_second": per_second,
         "peak": torch.cuda.max_memory_allocated() if cuda else peers.peak(),
         "reserved": torch.cuda.max_memory_reserved() if cuda else None,
+        "syncs": syncs[0] if cuda else None,
+        "mfu": share_of_peak(workload, per_second) if cuda else None,
         "baseline": baseline,
     }
+
+
+def share_of_peak(workload: Workload, tokens_per_second: float) -> float | None:
+    """Of the chip's half-precision operations; None where its peak is not known."""
+    from onward.speed.waste import multiplied, peak_of, utilisation
+
+    peak = peak_of(torch.cuda.get_device_name())
+    with torch.device("meta"):
+        weights = multiplied(workload.build())
+    return None if peak is None else utilisation(tokens_per_second, weights, peak)

@@ -1,4 +1,7 @@
-"""The table in the terminal, the JSON file and the plot."""
+"""The table in the terminal, the JSON file and the plot.
+
+python -m benchmarks.report [results/cpu.json] prints the table for a document from a file of results.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +104,28 @@ def show(results: list[Result]) -> None:
             console.print(f"[dim]{result.title}: {result.checked}[/dim]")
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows of a results file as a table for a document: medians, and how onward compares."""
+    lines = ["| | unit | " + " | ".join(PEERS) + " | target |", "|---|---" + "|--:" * len(PEERS) + "|---|"]
+    for row in rows:
+        medians = [row["figures"][peer]["median"] if peer in row["figures"] else None for peer in PEERS]
+        cells = ["" if median is None else number(median) for median in medians]
+        sign = "≤" if row["lower_is_better"] else "≥"
+        limit = "" if row["target"] is None else f"{sign} {number(row['target'])}"
+        if row["ratio_target"] is not None:
+            limit = f"{sign} {number(row['ratio_target'])} x transformers"
+        verdict = {True: ": met", False: ": missed", None: ""}[row["meets_target"]]
+        title = row["title"] if row["table"] == "same" else f"{row['title']} *(best settings)*"
+        lines.append(f"| {title} | {row['unit']} | {' | '.join(cells)} | {limit}{verdict} |")
+    found = sorted({_machine(row["environment"]) for row in rows})
+    return "\n".join([*lines, "", *found])
+
+
+def _machine(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return f"Medians, measured on {found['chip']}, {found['cores']} cores, Python {found['python']}, {versions}."
+
+
 def write(results: list[Result], settings: Settings, folder: Path) -> list[Path]:
     """Write `DEVICE.json`, `DEVICE.png` and `DEVICE.svg` into `folder`; rows not measured now keep their figures."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,4 +186,11 @@ def draw(axis: Any, row: dict[str, Any]) -> None:
     axis.margins(x=0.2)
     axis.spines[["top", "right"]].set_visible(False)
     better = "lower is better" if row["lower_is_better"] else "higher is better"
-    axis.set_title(f"{row['title']}\n{row['unit']}, {better}", fontsize=9, loc="left")
+    better += ", dotted: target" if target is not None else ""
+    title = textwrap.fill(row["title"], 44)
+    axis.set_title(f"{title}\n{row['unit']}, {better}", fontsize=9, loc="left", x=-0.3)
+
+
+if __name__ == "__main__":
+    source = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "results" / "cpu.json"
+    print(markdown(json.loads(source.read_text())["rows"]))

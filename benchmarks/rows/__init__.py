@@ -11,6 +11,8 @@ from benchmarks.result import Result, Settings
 ROWS = {
     "overhead": "time per optimizer step over a hand-written loop",
     "language": "tokens per second and peak memory on sequences of different lengths",
+    "gpt2": "GPT-2 124M at 1024 tokens: tokens per second, share of the chip's peak, memory, host syncs",
+    "llama_1b": "the same of a billion weights on sequences of different lengths",
     "saving": "time that the loop is held by a save",
     "evaluation": "memory that an evaluation takes",
     "resume": "samples read to continue in the middle of an epoch",

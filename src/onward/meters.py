@@ -92,6 +92,7 @@ class Meters:
         count_batch         once per micro-batch
         count_step          once per optimizer step, with a flag that may live on the device
         paused              around evaluation and saving, so that rates are those of training
+        stop                training is over
         close_interval      at a log line: rates of the interval, the only wait for the device
         figures             at the end: rates of the whole run
 
@@ -136,6 +137,10 @@ class Meters:
         """Start the clock."""
         self._clock.start()
         self._interval = _Interval(began=self._clock.read())
+
+    def stop(self) -> None:
+        """Stop the clock: training is over, and what follows counts in no rate."""
+        self._clock.stop()
 
     def waiting(self) -> AbstractContextManager[None]:
         """Context manager: the time inside counts as waiting for data."""

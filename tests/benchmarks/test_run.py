@@ -79,6 +79,14 @@ def test_files_keep_rows_that_were_not_measured_again(tmp_path: Path) -> None:
     assert svg.read_text().startswith("<?xml")
 
 
+def test_a_results_file_becomes_a_table_for_a_document(tmp_path: Path) -> None:
+    file, *_ = report.write([result(0.5, target=1.0)], Settings("cpu", "smoke"), tmp_path)
+    heading, _, line, _, machine = report.markdown(json.loads(file.read_text())["rows"]).splitlines()
+    assert heading.startswith("| | unit | hand-written loop | transformers")
+    assert line == "| a title | ms |  | 1 |  | 0.5 | ≤ 1: met |"
+    assert "torch" in machine
+
+
 def test_every_row_can_be_loaded() -> None:
     for name in ROWS:
         assert row(name).devices

@@ -78,6 +78,19 @@ def test_trains_as_with_padding_and_logits(
     assert (short.meters.pads == 0) is asked[0]
 
 
+def test_gpt2_whose_loss_has_no_name_takes_both(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def model() -> Any:
+        torch.manual_seed(0)
+        still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_positions=32, **still))
+
+    short = trained(tmp_path / "short", model(), padding_free=True, chunked_loss=True)
+    assert took(short) == (True, True)
+    assert losses(short) == pytest.approx(losses(trained(tmp_path / "plain", model())), rel=1e-5)
+
+
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     model = tiny_llama()
     trained(tmp_path, model, padding_free=True, chunked_loss=True)

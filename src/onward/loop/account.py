@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from onward import memory
 from onward.arguments import option
 from onward.speed.compiling import Compiled
-from onward.speed.waste import Spent, largest_waste, peak_of, utilisation
+from onward.speed.waste import Spent, largest_waste, multiplied, peak_of, utilisation
 
 if TYPE_CHECKING:
     from onward.hooks.base import TrainerBase
 
 logger = logging.getLogger(__name__)
+
+SEEN_BY_ALL = 60
+"""Seconds from which on a run's remark about its speed is logged as a warning, which is shown by default."""
 
 
 def speed_account(host: TrainerBase, start_time: float) -> dict[str, float]:
@@ -28,13 +32,7 @@ def speed_account(host: TrainerBase, start_time: float) -> dict[str, float]:
     meters = host.meters
     rates = meters.figures()
     account = {f"train_{name}": rates[name] for name in ("pad_fraction", "data_wait_fraction") if name in rates}
-    if "tokens_per_second" in rates and host.args.device.type == "cuda":
-        peak = peak_of(torch.cuda.get_device_name(host.args.device))
-        if peak is not None:
-            per_second = rates["tokens_per_second"]
-            account["train_mfu"] = round(
-                utilisation(per_second, _multiplied(host.model), peak, host.accelerator.num_processes), 4
-            )
+    account |= {f"train_{name}": value for name, value in chip_share(host, rates).items()}
     # What came before a resume was spent by another process; only its training is known.
     whole_run = host._initial_global_step == 0
     beside = max(time.time() - start_time - meters.train_seconds, 0.0) if whole_run else 0.0
@@ -52,14 +50,25 @@ def speed_account(host: TrainerBase, start_time: float) -> dict[str, float]:
     if compiled is not None:
         account |= compiled.metrics()
     if host.is_world_process_zero():
+        # Who waited for a minute wants to see it without having asked for it; after a trial of seconds nobody does.
+        level = logging.WARNING if meters.train_seconds + beside >= SEEN_BY_ALL else logging.INFO
         for line in filter(None, (compiled if compiled and compiled.graphs else None, waste)):
-            logger.info("Speed: %s", line)
+            logger.log(level, "Speed: %s", line)
     return account
 
 
-def _multiplied(model: torch.nn.Module) -> int:
-    """Weights that every token is multiplied with."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    heads = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear)}
-    # A table that is tied to the output layer is multiplied there.
-    return sum(p.numel() for p in model.parameters() if id(p) not in embeddings - heads)
+def interval_account(host: TrainerBase, rates: dict[str, float]) -> dict[str, float]:
+    """What goes beside a log line: the rates of its interval, the share of the chip's peak, peak memory in bytes."""
+    peaks = {name.removeprefix("train_"): value for name, value in memory.peak_figures("train").items()}
+    return {**rates, **chip_share(host, rates), **peaks}
+
+
+def chip_share(host: TrainerBase, rates: dict[str, float]) -> dict[str, float]:
+    """Share of the chips' peak that trained tokens, as ``mfu``; empty where the peak or the tokens are not known."""
+    if "tokens_per_second" not in rates or host.args.device.type != "cuda":
+        return {}
+    peak = peak_of(torch.cuda.get_device_name(host.args.device))
+    if peak is None:
+        return {}
+    share = utilisation(rates["tokens_per_second"], multiplied(host.model), peak, host.accelerator.num_processes)
+    return {"mfu": round(share, 4)}

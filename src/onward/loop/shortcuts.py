@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onward import engine, model_setup
 from onward.arguments import option
@@ -41,7 +41,7 @@ def _against(host: TrainerBase, face: type, name: str) -> str | None:
     """What of the trainer speaks against a shortcut."""
     model = engine.unwrapped(host.accelerator, host.model)
     base = model_setup.without_peft(model)
-    if not (model_setup.is_causal_language_model(model) and model_setup.loss_shifts_labels(base)):
+    if not (model_setup.is_causal_language_model(model) and _may_shift_labels(base)):
         return f"{type(base).__name__} is no causal language model of transformers"
     for hook in _STEP_HOOKS:
         if hook in vars(host) or getattr(type(host), hook) is not getattr(face, hook):
@@ -57,3 +57,13 @@ def _against(host: TrainerBase, face: type, name: str) -> str | None:
     if name == "chunked_loss" and host.args.use_liger_kernel:
         return "use_liger_kernel computes the loss without logits already"
     return None
+
+
+def _may_shift_labels(base: Any) -> bool:
+    """Whether the model's loss is that of causal language models, as far as its name for it says.
+
+    Where it has none (GPT-2 and others whose class is called LMHeadModel) transformers takes that loss too, and the
+    comparison on the first batch finds out the models that have one of their own.
+    """
+    decoder_only = not getattr(base.config, "is_encoder_decoder", False)
+    return model_setup.loss_shifts_labels(base) or (getattr(base, "loss_type", None) is None and decoder_only)

@@ -14,6 +14,7 @@ import torch
 from onward import engine
 from onward.arguments import option
 from onward.loop.accidents import judge
+from onward.loop.account import interval_account
 from onward.optim.guard import guarded_step, plain_step
 from onward.optim.schedulers import steps_on_metric
 
@@ -170,7 +171,7 @@ def log_interval(
     host._globalstep_last_logged = host.state.global_step
     host.store_flos()
     settle_input_tokens(host)
-    host._interval_rates = rates
+    host._interval_rates = interval_account(host, rates)
     host.log(logs, start_time)
     judge(host, host.state.global_step)
 

@@ -283,6 +283,7 @@ def _finish(host: TrainerBase, run: Run) -> TrainOutput:
     rest = host.accelerator.gather(host._tr_loss).mean().item()
     host._total_loss_scalar += rest
     host.meters.close_interval(engine.sums_over_processes(host.accelerator))
+    host.meters.stop()
     judge(host, state.global_step)  # of an accelerator, what came behind the last log line
     train_loss = mean_loss(host, host._total_loss_scalar, max(state.global_step, 0.001), host.meters.left_out_steps)
     steps_now = state.global_step - host._initial_global_step

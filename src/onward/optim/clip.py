@@ -33,8 +33,7 @@ class Gradients:
         """
         if self._needs(accelerator):
             return _as_tensor(accelerator.clip_grad_norm_(self.parameters, max_norm))
-        norm = self.norm(accelerator)
-        assert norm is not None
+        norm = self._local_norm(accelerator)
         clip_grads_with_norm_(self.parameters, max_norm, norm)
         return norm
 
@@ -43,6 +42,9 @@ class Gradients:
         if self._needs(accelerator):
             # An infinite limit cuts nothing, and lets accelerate do what this kind of sharding needs.
             return _as_tensor(accelerator.clip_grad_norm_(self.parameters, float("inf")))
+        return self._local_norm(accelerator)
+
+    def _local_norm(self, accelerator: Any) -> Tensor:
         if getattr(accelerator, "mixed_precision", None) == "fp16":
             accelerator.unscale_gradients()
         return get_total_norm(_present(self.parameters))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+
+from torch import nn
 
 WORTH_NAMING = 0.05
 """Share of the run's time below which a waste is not mentioned."""
@@ -18,8 +21,12 @@ _PEAKS = (
     ("H100", 989e12),
     ("A100", 312e12),
     ("L40S", 362e12),
+    ("L40", 181e12),
     ("L4", 121e12),
+    ("A40", 150e12),
+    ("A30", 165e12),
     ("A10G", 70e12),
+    ("A10", 125e12),
     ("V100", 125e12),
     ("T4", 65e12),
     ("RTX 4090", 165e12),
@@ -78,7 +85,15 @@ def workers_for(spent: Spent) -> int:
 
 def peak_of(device_name: str) -> float | None:
     """Half-precision operations per second that the chip can do at most, or None if it is not in the list."""
-    return next((peak for name, peak in _PEAKS if name in device_name), None)
+    return next((peak for name, peak in _PEAKS if re.search(rf"\b{name}\b", device_name)), None)
+
+
+def multiplied(model: nn.Module) -> int:
+    """Weights that every token is multiplied with."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    heads = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    # A table that is tied to the output layer is multiplied there.
+    return sum(p.numel() for p in model.parameters() if id(p) not in embeddings - heads)
 
 
 def utilisation(tokens_per_second: float, parameters: int, peak: float, processes: int = 1) -> float:

@@ -1,0 +1,101 @@
+"""All peers on one workload of language modelling, in turns: the rows about speed and memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import language
+from benchmarks.language import Task, Workload
+from benchmarks.peers import Peer, peers
+from benchmarks.result import HAND, LIGHTNING, ONWARD, TRANSFORMERS, Figure, Result, Settings, check_losses
+
+EVERYONE = (HAND, TRANSFORMERS, LIGHTNING, ONWARD)
+Runs = dict[str, tuple[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A workload, who trains it how, and what is held against which target."""
+
+    row: str
+    workload: Workload
+    more: Runs
+    """What is run beside every peer with the same settings: peer, and what it does beyond them."""
+    best: dict[str, dict[str, str]]
+    """Tables of best settings: title → peer → the run that stands for it."""
+    speed: float | None = None
+    """At least this many times the tokens per second of transformers, in the first table of best settings."""
+    gigabytes: float | None = None
+    """At most this much memory, in the last one."""
+    mfu: float | None = None
+    """At least this share of the chip's peak, where it is known."""
+
+    @property
+    def runs(self) -> Runs:
+        """Everything that is run."""
+        return {**{peer: (peer, {}) for peer in EVERYONE}, **self.more}
+
+    def answer(self, peer: str, question: dict[str, Any]) -> dict[str, Any]:
+        """In a peer's process: one round."""
+        options = tuple((key, value) for key, value in question.pop("options", ()))
+        workload = self.workload.shrunk() if question.pop("shrunk") else self.workload
+        return language.answer(peer, workload, Task(**question, options=options))
+
+    def measure(self, settings: Settings) -> list[Result]:
+        """Equal losses in float32 first; then the clock, in bfloat16."""
+        steps = settings.pick(full=8, quick=4, smoke=2)
+        rounds = settings.pick(full=5, quick=2, smoke=1)
+        with peers(self.row, list(EVERYONE)) as started:
+
+            def run(name: str, **task: Any) -> dict[str, Any]:
+                peer, more = self.runs[name]
+                found: Peer = started[peer]
+                return found.ask(device=settings.device, shrunk=settings.effort == "smoke", **task, **more)
+
+            short = settings.pick(full=4, quick=3, smoke=2)
+            losses = {name: run(name, steps=short, bf16=False, keep_losses=True)["losses"] for name in self.runs}
+            checked = check_losses(losses, HAND, 1e-5)
+            answers: dict[str, list[dict[str, Any]]] = {name: [] for name in self.runs}
+            for at in range(rounds):
+                for name in list(self.runs)[:: 1 if at % 2 == 0 else -1]:
+                    answers[name].append(run(name, steps=steps, bf16=True))
+        return self.results(answers, checked)
+
+    def results(self, answers: dict[str, list[dict[str, Any]]], checked: str) -> list[Result]:
+        """Rows of the tables from what the peers answered."""
+
+        def figures(names: dict[str, str], key: str, unit: float = 1.0) -> dict[str, Figure]:
+            """Of the runs that have this figure: some are known on a GPU only."""
+            known = {peer: [a[key] for a in answers[name] if a[key] is not None] for peer, name in names.items()}
+            return {peer: Figure(tuple(v / unit for v in values)) for peer, values in known.items() if values}
+
+        same = {peer: peer for peer in EVERYONE}
+        tables = [("same", "", same), *(("best", f", {title}", names) for title, names in self.best.items())]
+        keys = {"tokens/s": "tokens_per_second", "peak bytes": "peak", "bytes before the model": "baseline"}
+        keys |= {"reserved bytes": "reserved", "host syncs": "syncs", "share of the chip's peak": "mfu"}
+        notes = {
+            name: {label: found[name].median for label, key in keys.items() if (found := figures({name: name}, key))}
+            for name in answers
+        }
+        results = []
+        for number, (table, title, names) in enumerate(tables):
+            first, last = number == 1, number == len(tables) - 1 and number > 0
+            speed = Result(
+                self.row, f"{self.row}: tokens without pads{title}", "tokens/s",
+                figures(names, "tokens_per_second"), table,
+                lower_is_better=False, ratio_target=self.speed if first else None, checked=checked,
+            )  # fmt: skip
+            memory = Result(
+                self.row, f"{self.row}: peak memory{title}", "GB", figures(names, "peak", 1e9), table,
+                target=self.gigabytes if last else None, notes={"runs": notes} if last else {},
+            )  # fmt: skip
+            results += [speed, memory]
+            if used := figures(names, "mfu", 0.01):
+                share = f"{self.row}: share of the chip's peak{title}"
+                limit = None if self.mfu is None or not last else self.mfu * 100
+                results.append(Result(self.row, share, "%", used, table, lower_is_better=False, target=limit))
+        if waits := figures(same, "syncs"):
+            title = f"{self.row}: host syncs between two log lines"
+            results.append(Result(self.row, title, "syncs", waits, target=0.0))
+        return results
