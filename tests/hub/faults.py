@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["status", "cut", "hang", "slow", "late"]
+Kind = Literal["status", "cut", "hang", "slow", "hold", "late"]
 
 
 @dataclass
@@ -15,8 +15,8 @@ class Fault:
     """Do `kind` to the next `times` requests whose ``METHOD path`` matches `where`, after letting `skip` pass.
 
     ``status``: answer with that status and `headers`. ``cut``: read or send half of the body, then close.
-    ``late``: do what was asked, then close without an answer. ``slow``: sleep `seconds` before the answer. ``hang``:
-    never answer.
+    ``late``: do what was asked, then close without an answer. ``slow``: sleep `seconds` before the answer. ``hold``:
+    answer when `gate` is set. ``hang``: never answer.
     """
 
     where: str
@@ -27,6 +27,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     hits: int = 0
+    gate: threading.Event = field(default_factory=threading.Event)
 
 
 class Faults:

@@ -65,6 +65,13 @@ class HubServer:
     def fail(self, where: str, kind: Any, **values: Any) -> Fault:
         return self.faults.add(Fault(where, kind, **values))
 
+    def await_request(self, start: str) -> None:
+        """Wait until there was a request that begins with `start`."""
+        deadline = time.monotonic() + 60
+        while not self.asked(start):
+            assert time.monotonic() < deadline, f"nobody asked {start}"
+            time.sleep(0.01)
+
     def asked(self, start: str) -> list[str]:
         """The requests so far that begin with `start`, such as ``POST /api/models/user/m/commit``."""
         return [line for line in self.log if line.startswith(start)]
@@ -103,6 +110,8 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.read_body(length)
         if fault is not None and fault.kind == "slow":
             time.sleep(fault.seconds)
+        if fault is not None and fault.kind == "hold":
+            fault.gate.wait(60)
         if fault is not None and fault.kind == "status":
             return self.send(Answer(fault.status, {"error": f"injected {fault.status}"}, dict(fault.headers)))
         answer = self.answer(request)

@@ -24,6 +24,7 @@ def run(tmp_path: Path) -> Path:
     (tmp_path / ".onward-pins").mkdir()
     (tmp_path / ".onward-pins" / "checkpoint-5.x").touch()
     (tmp_path / "_private.txt").touch()
+    checkpoint(tmp_path / "a-trial", 5)
     return tmp_path
 
 

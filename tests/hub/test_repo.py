@@ -75,7 +75,7 @@ def test_a_silent_network_holds_the_start_for_the_limit_only(hub: HubServer) -> 
     begin = time.monotonic()
     with pytest.raises(HubError, match=r"no answer within 1\.5 s"):
         open_repo(HubPlace("user/m"), limit=1.5)
-    assert time.monotonic() - begin < 6
+    assert time.monotonic() - begin < 30, "the Hub would have answered after ten minutes"
 
 
 def test_the_name_of_the_repository(tmp_path: object) -> None:

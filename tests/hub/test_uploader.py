@@ -48,10 +48,11 @@ def assert_arrived(hub: HubServer, folder: Path, target: str = "last-checkpoint"
 def test_submit_returns_at_once_and_the_bytes_arrive_in_one_commit(hub: HubServer, tmp_path: Path) -> None:
     pushes = uploader()
     item = upload(tmp_path, 5, weights=6 * 2**20)  # large enough to be sent ahead of the commit
-    begin = time.monotonic()
+    held = hub.fail("POST .*preupload", "hold", times=1)
     future = pushes.submit(item)
-    assert time.monotonic() - begin < 0.3, "a worker alone takes longer to start"
+    assert not held.gate.is_set(), "submit is back while the Hub has not answered"
     assert not pushes.is_done()
+    held.gate.set()
     assert pushes.finish(30) is None
     assert pushes.is_done()
     assert future.result().status == "pushed"
@@ -74,12 +75,14 @@ def test_what_the_new_checkpoint_no_longer_has_is_deleted_with_it(hub: HubServer
 
 
 def test_the_newest_waiting_push_wins(hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    hub.fail("POST .*preupload", "slow", seconds=1.0, times=1)
+    held = hub.fail("POST .*preupload", "hold", times=1)
     pushes = uploader()
     caplog.set_level(logging.INFO, "onward")
-    for step in (1, 2, 3, 4):
+    pushes.submit(upload(tmp_path, 1, "all_checkpoints"))
+    hub.await_request("POST /api/models/user/model/preupload")
+    for step in (2, 3, 4):
         pushes.submit(upload(tmp_path, step, "all_checkpoints"))
-        time.sleep(0.3 if step == 1 else 0)
+    held.gate.set()
     pushes.finish(30)
     assert [outcome.status for outcome in pushes.outcomes] == ["pushed", "replaced", "replaced", "pushed"]
     assert hub.storage.messages("user/model")[1:] == ["Training in progress, step 1", "Training in progress, step 4"]
@@ -112,12 +115,13 @@ def test_a_checkpoint_is_pinned_from_submit_until_it_is_settled(hub: HubServer, 
         yield
         pinned.discard(Path(path).name)
 
-    hub.fail("POST .*preupload", "slow", seconds=0.5, times=1)
+    held = hub.fail("POST .*preupload", "hold", times=1)
     pushes = uploader(pin=pin)
     for step in (1, 2, 3):
         pushes.submit(upload(tmp_path, step))
-        time.sleep(0.2)
+        hub.await_request("POST /api/models/user/model/preupload")
         seen.append(set(pinned))
+    held.gate.set()
     pushes.finish(30)
     assert seen == [{"checkpoint-1"}, {"checkpoint-1", "checkpoint-2"}, {"checkpoint-1", "checkpoint-3"}]
     assert pinned == set()
@@ -173,12 +177,12 @@ def test_tries_are_bounded_and_the_report_says_how_to_push_now(
 def test_a_token_that_expires_half_way_fails_at_once(
     hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hub.fail("PUT /lfs", "slow", seconds=0.3, times=1)
+    held = hub.fail("PUT /lfs", "hold", times=1)
     pushes = uploader()
     pushes.submit(upload(tmp_path, 5))
-    while not hub.asked("PUT /lfs"):
-        time.sleep(0.01)
+    hub.await_request("PUT /lfs")
     hub.tokens.pop(GOOD)
+    held.gate.set()
     failed = pushes.finish(30)
     assert failed is not None
     assert failed.attempts == 1, "another try with the same token cannot help"
@@ -204,11 +208,9 @@ def test_a_push_that_waits_for_its_next_try_gives_way_to_a_newer_one(hub: HubSer
     hub.fail("POST .*/commit/", "status", status=429, headers={"Retry-After": "60"}, times=1)
     pushes = uploader()
     first = pushes.submit(upload(tmp_path, 1))
-    while not hub.asked("POST /api/models/user/model/commit"):
-        time.sleep(0.02)
-    time.sleep(0.3)
+    hub.await_request("POST /api/models/user/model/commit")
     pushes.submit(upload(tmp_path, 2))
-    assert first.result(5).status == "replaced"
+    assert first.result(30).status == "replaced", "the server asked for a minute"
     assert pushes.finish(30) is None
     assert_arrived(hub, tmp_path / "checkpoint-2")
 
@@ -221,7 +223,7 @@ def test_the_time_limit_ends_a_push_that_hangs(
     pushes.submit(upload(tmp_path, 5))
     begin = time.monotonic()
     failed = pushes.finish(1.5)
-    assert time.monotonic() - begin < 4
+    assert time.monotonic() - begin < 30, "the Hub would have answered after ten minutes"
     assert failed is not None
     assert "the time limit of 1.5 s" in failed.reason
     assert "to push checkpoint-5 now: hf upload" in caplog.text
@@ -231,10 +233,10 @@ def test_the_time_limit_ends_a_push_that_hangs(
 
 def test_a_silent_connection_is_given_up(hub: HubServer, tmp_path: Path) -> None:
     hub.fail("POST .*/commit/", "hang", times=1)
-    pushes = Uploader(PLACE, known=True, patience=type(HASTY)(attempts=2, first_wait=0.05, stall=1.0))
+    pushes = Uploader(PLACE, known=True, patience=type(HASTY)(attempts=5, first_wait=0.05, stall=1.0))
     pushes.submit(upload(tmp_path, 5))
-    assert pushes.finish(30) is None
-    assert pushes.outcomes[0].attempts == 2
+    assert pushes.finish(60) is None
+    assert pushes.outcomes[0].attempts >= 2
 
 
 def test_a_checkpoint_that_is_gone_is_reported_not_raised(hub: HubServer, tmp_path: Path) -> None:

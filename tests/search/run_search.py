@@ -9,6 +9,8 @@ import argparse
 import json
 import os
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -29,6 +31,20 @@ class Kill(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
+class Meet(TrainerCallback):
+    """Waits in the first trial until as many processes are in theirs: then none of them can be late for its share."""
+
+    def __init__(self, folder: str, processes: int) -> None:
+        self.folder, self.processes = Path(folder), processes
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        (self.folder / f"here-{os.getpid()}").touch()
+        deadline = time.monotonic() + 150
+        while len(list(self.folder.glob("here-*"))) < self.processes:
+            assert time.monotonic() < deadline, "nobody else came"
+            time.sleep(0.05)
+
+
 class PruneOdd(optuna.pruners.BasePruner):
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
         return trial.number % 2 == 1 and trial.last_step == 4
@@ -42,8 +58,11 @@ def main() -> None:
     parser.add_argument("--kill")
     parser.add_argument("--signal", type=int, default=signal.SIGKILL)
     parser.add_argument("--prune", action="store_true")
+    parser.add_argument("--meet", type=int)
     given = parser.parse_args()
-    callbacks = [Kill(given.kill, given.signal)] if given.kill else []
+    callbacks: list[TrainerCallback] = [Kill(given.kill, given.signal)] if given.kill else []
+    if given.meet:
+        callbacks.append(Meet(given.out, given.meet))
     trainer = make_trainer(given.out, callbacks=callbacks)
     seen: list[Any] = []
     report = trainer._report_to_hp_search

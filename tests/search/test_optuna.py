@@ -177,11 +177,11 @@ def test_timeout_starts_no_more_trials(tmp_path: Path) -> None:
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             import time
 
-            time.sleep(0.3)
+            time.sleep(2.1)
 
     trainer = make_trainer(tmp_path, callbacks=[Slow()])
-    study = trainer.hyperparameter_search(space, n_trials=50, timeout=0.5, sampler=sampler()).run_summary
-    assert 1 <= len(study.trials) <= 2
+    study = trainer.hyperparameter_search(space, n_trials=50, timeout=2.0, sampler=sampler()).run_summary
+    assert len(study.trials) == 1
 
 
 @pytest.mark.parametrize(("keep", "wanted"), [("all", {"run-0", "run-1", "run-2"}), ("none", set())])

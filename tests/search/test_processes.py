@@ -85,7 +85,7 @@ def test_a_trial_that_was_cut_off_before_its_first_checkpoint_failed(tmp_path: P
 def test_two_processes_share_a_study(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
     optuna.create_study(study_name="study", storage=storage)  # two that create it at once is SQLite's business
-    processes = [start(tmp_path / "out", storage, "--trials", "6") for _ in range(2)]
+    processes = [start(tmp_path / "out", storage, "--trials", "6", "--meet", "2") for _ in range(2)]
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     trials = trials_of(storage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Any
 
 import pytest
 
-from onward.errors import UsageError
-from tests.search.trainers import make_trainer
+from onward import TrainerCallback
+from onward.errors import UnknownArgument, UsageError
+from tests.search.trainers import make_trainer, model_init
+from tests.tiny import RegressionData
 
 ray = pytest.importorskip("ray")
+FATAL = 0.5
+"""A learning rate whose trial fails."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,13 +46,33 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
 def space(_: Any) -> dict[str, Any]:
     from ray import tune
 
-    return {"learning_rate": tune.grid_search([0.001, 0.03]), "weight_decay": tune.uniform(0.0, 0.1)}
+    return {"learning_rate": tune.grid_search([0.001, 0.03, FATAL]), "weight_decay": tune.uniform(0.0, 0.1)}
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_search(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path)
+    # All of these are local to this function: a worker cannot import them.
+    class Counted(RegressionData):
+        def __getstate__(self) -> dict[str, Any]:
+            with open(tmp_path / "pickled", "a") as file:
+                file.write("x")
+            return self.__dict__
+
+    class Fail(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if args.learning_rate == FATAL:
+                raise MemoryError("no room")
+
+    trainer = make_trainer(tmp_path, callbacks=[Fail()], model_init=lambda: model_init())
+    trainer.train_dataset = Counted(32)
     best = trainer.hyperparameter_search(space, n_trials=1, backend="ray", verbose=0)
+    assert (tmp_path / "pickled").read_text() == "x", "the data go into the object store once, not once per trial"
+    told = rows(tmp_path, "trials.jsonl")[1:]
+    assert {row["hyperparameters"]["learning_rate"]: (row["state"], row["error"]) for row in told} == {
+        0.001: ("complete", None),
+        0.03: ("complete", None),
+        FATAL: ("failed", "MemoryError: no room"),
+    }
     assert best.hyperparameters["learning_rate"] == 0.03
     assert trainer.args.learning_rate == 0.03
     # The trial is what training with its arguments gives.
@@ -130,6 +155,17 @@ def test_a_scheduler_needs_evaluations(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, eval_strategy="no")
     with pytest.raises(UsageError, match="decides by evaluations"):
         trainer.hyperparameter_search(space, backend="ray", scheduler=ASHAScheduler())
+
+
+def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(UsageError, match="Did you mean 'scheduler'"):
+        trainer.hyperparameter_search(space, backend="ray", schedulr=None)
+    with pytest.raises(UnknownArgument, match="Did you mean 'learning_rate'"):
+        trainer.hyperparameter_search(lambda _: {"learning_rat": 0.1}, backend="ray")
+    lock = threading.Lock()
+    with pytest.raises(UsageError, match="Ray sends model_init to its workers, and it cannot be pickled"):
+        make_trainer(tmp_path, model_init=lambda: lock and model_init()).hyperparameter_search(space, backend="ray")
 
 
 def test_one_objective_only(tmp_path: Path) -> None:

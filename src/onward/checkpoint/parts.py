@@ -5,6 +5,7 @@ Nothing is unpickled without `weights_only`.
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import random
@@ -43,10 +44,14 @@ def read_torch(path: Path, map_location: Any = "cpu") -> Any:
         raise BrokenCheckpoint(f"{path.parent}: {path.name} cannot be loaded ({what})") from error
 
 
-def pickled(data: Any) -> bytes:
-    """Return what `write_torch` would write for something small."""
+def training_args(args: Any) -> bytes:
+    """Return the content of ``training_args.bin``: the arguments without tokens, since that file is pushed."""
+    public = copy.copy(args)
+    for name in vars(args):
+        if name.endswith("_token"):
+            setattr(public, name, None)
     buffer = io.BytesIO()
-    torch.save(data, buffer)
+    torch.save(public, buffer)
     return buffer.getvalue()
 
 

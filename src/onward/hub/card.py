@@ -186,9 +186,10 @@ def told_arguments(args: Any) -> dict[str, Any]:
 
 
 def differs(args: Any, entry: Any) -> bool:
-    """Whether a field of a dataclass has another value than its default."""
+    """Whether a field of a dataclass has another value than its default; a default of None may stand for False."""
     default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
-    return bool(getattr(args, entry.name) != default)
+    value = getattr(args, entry.name)
+    return bool(value != default and not (default is None and value is False))
 
 
 def task_of(model: Any) -> str | None:

@@ -19,7 +19,8 @@ STATE_FILES = [
     "latest", "zero_to_fp32.py", "pytorch_model_fsdp*", "metrics.jsonl",
 ]  # fmt: skip
 # What a push of the final model leaves out of the output folder: what transformers leaves out, and hidden files.
-NOT_THE_MODEL = ["_*", "checkpoint-*", "last-checkpoint", "run-*", ".*", "tmp-*", "*.tmp"]
+# The checkpoints of a search lie deeper, in folders that the user may name.
+NOT_THE_MODEL = ["_*", "checkpoint-*", "*/checkpoint[-_]*", "last-checkpoint", "run-*", ".*", "tmp-*", "*.tmp"]
 CARD = "README.md"
 # Files that the run still writes to: they are read at once instead of being streamed.
 LOGS = [CARD, "*.json", "*.jsonl", "*.log", "*.txt", "runs/*"]

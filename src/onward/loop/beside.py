@@ -104,7 +104,7 @@ def _copy_state(host: CheckpointHooks) -> _Copies:
         scheduler=None if args.save_only_model else copy.deepcopy(host.lr_scheduler.state_dict()),
         scaler=None if scaler is None else scaler.state_dict(),
         state=state,
-        training_args=parts.pickled(args),
+        training_args=parts.training_args(args),
         tokenizer=tokenizer_of(host),
     )
 
