@@ -113,6 +113,27 @@ def test_accumulated_steps_are_left_out_whole(tmp_path: Path) -> None:
     assert it.meters.nonfinite_positions == [2]
 
 
+class Normed(TinyRegression):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)  # type: ignore[assignment]
+
+
+def test_running_statistics_do_not_keep_what_was_left_out(tmp_path: Path) -> None:
+    """A NaN in the input reaches them in forward, before anybody looks at the loss."""
+    data = RegressionData(LENGTH)
+    data.x[13] = math.nan
+    seen: list[list[torch.Tensor]] = []
+
+    class Looker(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            seen.append([buffer.clone() for buffer in model.buffers()])
+
+    trainer(tmp_path, data, Normed(), callbacks=[Looker()]).train()
+    assert same(seen[3], seen[2])
+    assert not same(seen[4], seen[3])
+
+
 def test_ignore_is_what_transformers_does(tmp_path: Path) -> None:
     it = trainer(tmp_path, Broken({13: math.nan}), on_nonfinite="ignore")
     it.train()

@@ -352,6 +352,8 @@ def _name_metrics(host: TrainerBase, found: dict[str, Any], losses: Any, prefix:
     metrics: dict[str, float] = {name: value for name, value in found.items() if name.startswith(whole)}
     if isinstance(losses, np.ndarray):
         finite = np.isfinite(losses)
+        if not finite.all():
+            logger.warning("%d of %d losses of this evaluation are NaN or infinite.", (~finite).sum(), finite.size)
         if host.args.logging_nan_inf_filter and finite.any():
             losses = losses[finite]
         metrics[f"{prefix}_loss"] = losses.mean().item()

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from onward.data.feed import Feed
     from onward.hooks.base import TrainerBase
     from onward.loop.shrink import Fitting
+    from onward.loop.undo import Buffers
     from onward.plan import RunPlan
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class Run:
     """Whether a callback had already ended this run when it was saved."""
     fitting: Fitting | None = None
     """Keeps micro-batches small enough for the memory, where `auto_find_batch_size` asks for it."""
+    buffers: Buffers | None = None
+    """What forward changes in the model and a step that is taken back must not leave behind."""
     search: Callable[[], None] | None = None
     """Looks for the largest micro-batch that fits, before the first step."""
 
@@ -168,6 +171,8 @@ def update(host: TrainerBase, run: Run, batches: Iterator[Any], place: tuple[int
         work.leave = host._leave_inside_step(run.model, run.trial, is_first=step == 0)
     host.current_gradient_accumulation_steps = len(work.samples)
     host.control = host.callback_handler.on_step_begin(host.args, host.state, host.control)
+    if run.buffers is not None:
+        run.buffers.keep()
     if not (take(host, run, work) if run.fitting is None else run.fitting.take(host, run, work)):
         return True
 

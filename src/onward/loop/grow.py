@@ -101,7 +101,9 @@ class _Search:
     def largest(self, whole: int) -> int:
         """Samples that fit, from 1 to `whole`."""
         host, accumulation = self._host, self._host.current_gradient_accumulation_steps
-        start, copies = Start(host, self._fitting.buffers), None
+        if self._run.buffers is not None:
+            self._run.buffers.keep()
+        start, copies = Start(host), None
         host.current_gradient_accumulation_steps = 1
         try:
             small, copies = self._warm_up()

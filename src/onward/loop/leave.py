@@ -11,7 +11,7 @@ from onward.arguments import option
 from onward.checkpoint import parts
 from onward.errors import Preempted, UnknownMetric
 from onward.leaving import Leaving, parse_signals
-from onward.loop.undo import Buffers, Start
+from onward.loop.undo import Start
 
 if TYPE_CHECKING:
     from onward.hooks.base import TrainerBase
@@ -57,9 +57,7 @@ def leave_inside(host: TrainerBase, model: Any, trial: Any, is_first: bool) -> C
     leaving, feed = host._leaving, host.feed
     if leaving is None or feed is None or not feed.has_index:
         return None
-    if host._buffers is None:
-        host._buffers = Buffers(model)
-    start = Start(host, host._buffers, feed.rewind_to_epoch if is_first else None)
+    start = Start(host, feed.rewind_to_epoch if is_first else None)
 
     def leave() -> None:
         if leaving.due():

@@ -27,7 +27,7 @@ from onward.agreement import Agreement
 from onward.data.pieces import Limit, Pieces
 from onward.errors import DataError, OutOfMemory
 from onward.loop.fit import Work, accumulate, clip, end_step
-from onward.loop.undo import Buffers, Start
+from onward.loop.undo import Start
 from onward.memory_errors import is_out_of_memory
 from onward.optim.guard import innermost
 from onward.optim.whole_step import Copies, allocates
@@ -79,7 +79,6 @@ class Fitting:
         self._whole = run.plan.micro_batch_size
         """Samples in each of what the feed gives out."""
         self.agreement = Agreement.open()
-        self.buffers = Buffers(run.model)
         self._wholes: list[Pieces] = []
         self._missing: list[bool] = []
         run.feed.limit(self.limit)
@@ -147,7 +146,7 @@ class Fitting:
         Raises:
             OutOfMemory: a single sample does not fit.
         """
-        start = Start(host, self.buffers)
+        start = Start(host)
         while True:
             went_on, said = self._try(host, run, work)
             if said is None:

@@ -101,6 +101,8 @@ def step_optimizer(host: TrainerBase, grad_norm: Any) -> None:
     host.meters.count_step(finite, host._data_step, None if taken is finite else taken)
     if taken is True:
         return
+    if host._buffers is not None:  # running statistics take a NaN up in forward, and would keep it for ever
+        host._buffers.put_back(unless=taken if torch.is_tensor(taken) else None)
     if before is not None and host.args.logging_nan_inf_filter:  # the mean is that of the steps taken
         assert host._tr_loss is not None
         host._tr_loss.fill_(before if taken is False else torch.where(taken, host._tr_loss, before))

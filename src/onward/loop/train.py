@@ -33,6 +33,7 @@ from onward.loop.leave import finish_saving, watch
 from onward.loop.resuming import find_checkpoint
 from onward.loop.shrink import Fitting
 from onward.loop.step import mean_loss, settle_input_tokens
+from onward.loop.undo import Buffers
 from onward.meters import Meters, speed_metrics
 from onward.seeding import enable_full_determinism, set_seed
 from onward.state import TrainerState, exportable
@@ -151,6 +152,7 @@ def run(host: TrainerBase, checkpoint: str | None, trial: Any, ignore_keys: list
         run.restore_rng = partial(host._load_rng_state, checkpoint)
     model.zero_grad()
     host._rollback_due, host._loss_before, host._loss_finite = None, None, True
+    host._buffers = run.buffers = Buffers(model) if any(True for _ in model.buffers()) else None
     host.state.train_batch_size = host._train_batch_size  # not that of the run which wrote the checkpoint
     if finds:
         run.fitting = Fitting(host, run, found)

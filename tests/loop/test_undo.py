@@ -1,0 +1,41 @@
+"""What a step that is taken back must not leave behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from onward.loop.undo import Buffers
+
+
+def normed() -> tuple[nn.BatchNorm1d, Buffers]:
+    model = nn.BatchNorm1d(3)
+    buffers = Buffers(model)
+    model(torch.randn(4, 3))
+    buffers.keep()
+    return model, buffers
+
+
+@pytest.mark.parametrize("unless", [None, torch.tensor(False), torch.tensor(True)])
+def test_statistics_are_put_back_unless_the_step_is_taken(unless: torch.Tensor | None) -> None:
+    model, buffers = normed()
+    before = [buffer.clone() for buffer in model.buffers()]
+    model(torch.full((4, 3), torch.nan))
+    behind = [buffer.clone() for buffer in model.buffers()]
+    buffers.put_back(unless)
+    expected = behind if unless is not None and unless else before
+    for one, other in zip(model.buffers(), expected, strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True, rtol=0, atol=0)
+
+
+def test_a_second_step_is_put_back_to_its_own_start() -> None:
+    model, buffers = normed()
+    model(torch.full((4, 3), torch.nan))
+    buffers.put_back()
+    model(torch.randn(4, 3))
+    buffers.keep()
+    before = [buffer.clone() for buffer in model.buffers()]
+    model(torch.randn(4, 3))
+    buffers.put_back()
+    assert all(torch.equal(one, other) for one, other in zip(model.buffers(), before, strict=True))
