@@ -96,7 +96,7 @@ def main() -> None:
     small = train(f"{options.output_dir}/small", batch=found, accumulation=16 // found, shrinks=False)
 
     pairs = zip(hit.model.parameters(), small.model.parameters(), strict=True)
-    apart = max(float((one - other).abs().max()) for one, other in pairs)
+    apart = max(float((one - other).detach().abs().max()) for one, other in pairs)
     print(f"steps {hit.state.global_step} and {small.state.global_step}, of 16 samples each")
     print(f"micro-batch 16, then {found} from step 4 on; largest difference of a weight {apart:.1e}")
 

@@ -54,6 +54,7 @@ PUBLIC = """
     CallbackHandler DefaultFlowCallback ProgressCallback PrinterCallback EarlyStoppingCallback ExportableState
     TrainOutput EvalPrediction EvalLoopOutput PredictionOutput BestRun IntervalStrategy SaveStrategy HubStrategy
     HPSearchBackend SchedulerType set_seed enable_full_determinism get_last_checkpoint default_data_collator
+    LossSpikeCallback
 """.split()
 
 

@@ -21,6 +21,7 @@ _HOMES = {
         "ProgressCallback",
         "PrinterCallback",
         "EarlyStoppingCallback",
+        "LossSpikeCallback",
     ],
     "onward.state": ["TrainerState", "TrainerControl", "ExportableState"],
     "onward.types": [
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         CallbackHandler as CallbackHandler,
         DefaultFlowCallback as DefaultFlowCallback,
         EarlyStoppingCallback as EarlyStoppingCallback,
+        LossSpikeCallback as LossSpikeCallback,
         PrinterCallback as PrinterCallback,
         ProgressCallback as ProgressCallback,
         TrainerCallback as TrainerCallback,

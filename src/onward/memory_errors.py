@@ -16,6 +16,8 @@ _MESSAGES = (
     "std::bad_alloc",
 )
 
+_SPOKEN_BY = (RuntimeError, torch.AcceleratorError)  # the second is what CUDA's own errors are
+
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether `error`, or an error that it was raised from, says that host or accelerator memory ran out."""
@@ -25,7 +27,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
             return True
         # Our own errors may quote such a message, and are final.
-        if type(error) is RuntimeError and any(message in str(error) for message in _MESSAGES):
+        if type(error) in _SPOKEN_BY and any(message in str(error) for message in _MESSAGES):
             return True
         error = error.__cause__
     return False

@@ -80,6 +80,27 @@ def test_without_a_metric_no_logits_are_kept_whatever_the_step_returns(tmp_path)
     assert "eval_loss" in output.metrics
 
 
+def test_metrics_of_torchmetrics_are_streamed(tmp_path):
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+    def evaluated(metric, **options):
+        parts = {"eval_dataset": ClassData(11), "compute_metrics": metric}
+        return trainer(onward, TinyClassifier(), tmp_path, parts=parts, **options)
+
+    expected = evaluated(whole_accuracy).evaluate()["eval_accuracy"]
+    alone = evaluated(MulticlassAccuracy(num_classes=3, average="micro"))
+    several = MetricCollection(
+        {"accuracy": MulticlassAccuracy(3, average="micro"), "f1": MulticlassF1Score(3, average=None)}
+    )
+    both = evaluated(several)
+    for _ in range(2):  # a second evaluation begins anew
+        assert alone.evaluate()["eval_multiclass_accuracy"] == pytest.approx(expected, abs=1e-6)
+        metrics = both.evaluate()
+        assert metrics["eval_accuracy"] == pytest.approx(expected, abs=1e-6)
+        assert len(metrics["eval_f1"]) == 3
+
+
 def test_a_module_as_metric_is_moved_and_does_not_sum_over_processes_again():
     class Counter(nn.Module):  # shaped like a metric of torchmetrics
         def __init__(self):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +228,28 @@ def test_without_a_checkpoint_there_is_no_rollback(tmp_path: Path, caplog: pytes
     assert it.state.global_step == 8
     assert "no whole checkpoint" in caplog.text
     assert all(torch.isfinite(weight).all() for weight in weights(it))
+
+
+@pytest.mark.slow
+def test_what_one_rank_meets_is_decided_alike_by_all(tmp_path: Path) -> None:
+    """In the first of two micro-batches; NaN, infinite, in the gradient alone, and in the input of a BatchNorm."""
+    script = Path(__file__).with_name("bad_rank.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert len(one) == 12
+    for case, result in one.items():
+        assert result["weights"] == other[case]["weights"], case
+        for each in (result, other[case]):
+            assert each["finite"], case
+            assert (each["count"], each["positions"]) == (1, [3]), case
+            if case.endswith("skip"):
+                assert each["held"], case
+                assert each["steps"] == 6, case
+            elif case.endswith("raise"):
+                assert each["steps"] == 2, case
+                assert "step 3" in each["error"], case
+                assert "checkpoint-2" in each["error"], case
+            else:
+                assert (each["rollbacks"], each["steps"]) == (1, 6), case

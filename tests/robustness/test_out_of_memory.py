@@ -320,6 +320,8 @@ def test_an_optimizer_step_happens_whole_or_not_at_all(optim: str, at: int, tmp_
         (RuntimeError("CUDA out of memory. Tried to allocate"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (OutOfMemory("CUDA out of memory"), False),
         (ValueError("out of memory"), False),

@@ -100,6 +100,7 @@ def _step_of(host: TrainerBase, place: int | None, now: int) -> int:
 
 
 def _advice(host: TrainerBase, place: int | None, now: int) -> str:
+    host._flush_saves()  # every process gets here, and the newest checkpoint may be waiting for them to agree on it
     checkpoint = last_whole(host, _step_of(host, place, now))
     good = "There is no checkpoint from before." if checkpoint is None else f"The last good checkpoint is {checkpoint}."
     return f"{good} Lower the learning rate, or look at the batches with trainer.batch_at(step)."
