@@ -36,9 +36,9 @@ _STAGE_OF = {
 def old_objects_frozen() -> Iterator[None]:
     """Inside, the garbage collector leaves alone what exists now, and goes on collecting what is made.
 
-    A full pass looks at every object of the process, which takes a few tenths of a second in the middle of a step once
-    transformers, a data set and a model are loaded. What a run itself makes is little. Where somebody else has frozen
-    objects already, nothing is done.
+    A full pass looks at every object of the process. Once transformers, a data set and a model are loaded it takes
+    some tenths of a second, in the middle of some step; what a run itself makes is little. Where somebody else has
+    frozen objects already, nothing is done.
     """
     if gc.get_freeze_count():
         yield

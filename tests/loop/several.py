@@ -50,6 +50,7 @@ def main() -> None:
         ddp_find_unused_parameters=False,
         train_sampling_strategy="length_aware" if kind == "tokens by length" else "random",
         **length,
+        **({"torch_compile_mode": "blocks", "torch_compile_backend": "eager"} if kind == "tokens by blocks" else {}),
     )
     options = {} if kind == "regression" else {"data_collator": pad}
     trainer = Trainer(model, args, train_dataset=data, **options)

@@ -93,3 +93,9 @@ def test_length_aware_steps_agree_with_random_ones_on_any_number_of_processes(tm
     checkpoint = str(tmp_path / "two" / "run" / "checkpoint-2")
     back = trained("tokens by length", 21, SPLITS["accumulated"], tmp_path / "one", checkpoint)
     assert_close(back, random, "back to one process")
+
+
+@pytest.mark.slow
+def test_blocks_compiled_below_ddp_train_as_plain_ones(tmp_path: Path) -> None:
+    plain = trained("tokens", 24, SPLITS["one batch"], tmp_path / "plain")
+    assert_close(trained("tokens by blocks", 24, SPLITS["both"], tmp_path / "blocks"), plain, "two by blocks")

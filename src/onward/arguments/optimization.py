@@ -87,7 +87,7 @@ class ComputeArguments:
     torch_compile_backend: str | None = None
     """Backend of torch.compile; naming one switches compilation on. ``inductor`` when left out."""
     torch_compile_mode: str | None = None
-    """Mode of torch.compile; naming one switches compilation on."""
+    """Mode of torch.compile, or ``blocks`` for each repeated block by itself; naming one switches compilation on."""
 
     use_liger_kernel: bool = False
     """Replace layers by the kernels of the liger-kernel package."""
