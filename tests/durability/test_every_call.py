@@ -100,7 +100,11 @@ def moments(calls: Counter[str], everything: bool) -> list[tuple[str, int]]:
     return sample
 
 
-@pytest.mark.parametrize("everything", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["sample", "all"])
+@pytest.mark.parametrize(
+    "everything",
+    [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+    ids=["sample", "all"],
+)
 def test_death_at_a_call(
     everything: bool, counted: tuple[bool, Counter[str]], victims: Victims, tmp_path: Path
 ) -> None:

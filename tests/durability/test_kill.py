@@ -16,7 +16,7 @@ from onward.checkpoint import list_checkpoints
 
 
 @pytest.mark.parametrize("through_hooks", [False, True])
-@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_kill_at_random_moments(
     kills: int, through_hooks: bool, victims: Victims, undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
