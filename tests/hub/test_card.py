@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from onward.arguments import TrainingArguments
-from onward.hub.card import Card, base_of, task_of, told_arguments, write_card
+from onward.hub.card import Card, base_of, task_of, told_arguments, write_card, written_by_somebody
 from onward.hub.results import evaluation_table, last_evaluation
 from tests.hub.server import HubServer
 
@@ -89,6 +89,14 @@ def test_a_second_card_replaces_ours_and_keeps_what_others_wrote(tmp_path: Path)
     assert data["license"] == "mit"
     assert "base_model" not in data, "the Hub refuses a folder"
     assert data["tags"] == ["second", "first", "lora", "generated_from_trainer"]
+
+
+def test_a_form_that_somebody_began_to_fill_in_is_kept() -> None:
+    form = ModelCard.from_template(ModelCardData()).text
+    assert written_by_somebody(f"{form}\n### Framework versions\n\n- PEFT 0.21.2") == ""
+    filled = form.replace("- **Developed by:** [More Information Needed]", "- **Developed by:** me")
+    assert filled != form
+    assert written_by_somebody(filled) == filled
 
 
 def test_arguments_tell_the_interesting_ones_and_no_secrets(tmp_path: Path) -> None:

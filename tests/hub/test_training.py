@@ -16,6 +16,7 @@ from huggingface_hub import CommitInfo, ModelCard
 from onward import Trainer, TrainerCallback, TrainingArguments
 from onward.checkpoint.pins import pin
 from onward.errors import HubError
+from onward.hub.card import BEGIN
 from onward.hub.place import HubPlace, Patience
 from onward.hub.uploader import Uploader
 from tests.hub.folders import HASTY, below, content
@@ -335,8 +336,13 @@ def test_the_card_knows_a_transformers_model_under_peft_too(tmp_path: Path) -> N
     lora.get_base_model().config._name_or_path = "org/base"
     for library, each in (("transformers", model), ("peft", lora)):
         args = TrainingArguments(output_dir=str(tmp_path / library), report_to="none", use_cpu=True)
-        Trainer(each, args, train_dataset=token_data(4)).create_model_card(license="mit")
-        data = ModelCard.load(tmp_path / library / "README.md").data.to_dict()
+        trainer = Trainer(each, args, train_dataset=token_data(4))
+        trainer.save_model()
+        trainer.create_model_card(license="mit")
+        card = ModelCard.load(tmp_path / library / "README.md")
+        assert "More Information Needed" not in card.text, "PEFT leaves an empty form, which nobody wants to read"
+        assert card.text.lstrip().startswith(BEGIN)
+        data = card.data.to_dict()
         assert data["library_name"] == library
         assert data["base_model"] == "org/base"
         assert data["pipeline_tag"] == "text-generation"

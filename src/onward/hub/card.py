@@ -46,7 +46,8 @@ PRIVATE = re.compile(
     r"|^logging_|^log_|^dataloader_|^ddp_|^hub_|^push_|^save_"
 )
 
-
+FORM = "# Model Card for Model ID"
+VERSION_OF_PEFT = re.compile(r"(### Framework versions\s+- PEFT \S+)?")
 REPO_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
@@ -74,9 +75,20 @@ def write_card(card: Card, path: Path) -> None:
 
     old = ModelCard.load(path, ignore_metadata_errors=True) if path.is_file() else None
     data = metadata(card, old.data.to_dict() if old is not None else {})
-    text = merge(old.text if old is not None else "", body(card))
+    text = merge(written_by_somebody(old.text) if old is not None else "", body(card))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"---\n{data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
+
+
+def written_by_somebody(text: str) -> str:
+    """The text of a card, or nothing where it is the form that PEFT leaves in every folder, not filled in."""
+    if FORM not in text.split("\n\n")[0]:
+        return text
+    from huggingface_hub import ModelCard, ModelCardData
+
+    form = ModelCard.from_template(ModelCardData()).text.strip()
+    beside = text.strip().removeprefix(form).strip()
+    return "" if text.strip().startswith(form) and VERSION_OF_PEFT.fullmatch(beside) else text
 
 
 def merge(old: str, ours: str) -> str:

@@ -187,6 +187,8 @@ class Trials:
         sampler: Any = self.study.sampler
         if len(begun) >= self.n_trials or (hasattr(sampler, "is_exhausted") and sampler.is_exhausted(self.study)):
             return None
+        if _with_heartbeat(self.study) is None:
+            return Job(self.study.ask(), None)
         with warnings.catch_warnings():  # of heartbeats outside of Study.optimize: `heartbeat` records them
             warnings.filterwarnings("ignore", message="Heartbeat of storage")
             return Job(self.study.ask(), None)
