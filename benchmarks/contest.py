@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import language
 from benchmarks.language import Task, Workload
-from benchmarks.peers import Peer, peers
+from benchmarks.peers import peers
 from benchmarks.result import HAND, LIGHTNING, ONWARD, TRANSFORMERS, Figure, Result, Settings, check_losses
 
 EVERYONE = (HAND, TRANSFORMERS, LIGHTNING, ONWARD)
@@ -36,22 +36,21 @@ class Contest:
         """Everything that is run."""
         return {**{peer: (peer, {}) for peer in EVERYONE}, **self.more}
 
-    def answer(self, peer: str, question: dict[str, Any]) -> dict[str, Any]:
-        """In a peer's process: one round."""
-        options = tuple((key, value) for key, value in question.pop("options", ()))
+    def answer(self, name: str, question: dict[str, Any]) -> dict[str, Any]:
+        """In the process of run `name`: one round."""
+        peer, more = self.runs[name]
         workload = self.workload.shrunk() if question.pop("shrunk") else self.workload
-        return language.answer(peer, workload, Task(**question, options=options))
+        return language.answer(peer, workload, Task(**question, **more))
 
     def measure(self, settings: Settings) -> list[Result]:
         """Equal losses in float32 first; then the clock, in bfloat16."""
         steps = settings.pick(full=8, quick=4, smoke=2)
         rounds = settings.pick(full=5, quick=2, smoke=1)
-        with peers(self.row, list(EVERYONE)) as started:
+        # A process for each run, not for each peer: what one run's memory leaves behind weighs on no other.
+        with peers(self.row, list(self.runs)) as started:
 
             def run(name: str, **task: Any) -> dict[str, Any]:
-                peer, more = self.runs[name]
-                found: Peer = started[peer]
-                return found.ask(device=settings.device, shrunk=settings.effort == "smoke", **task, **more)
+                return started[name].ask(device=settings.device, shrunk=settings.effort == "smoke", **task)
 
             short = settings.pick(full=4, quick=3, smoke=2)
             losses = {name: run(name, steps=short, bf16=False, keep_losses=True)["losses"] for name in self.runs}
