@@ -31,7 +31,7 @@ FLOORS = {
     "loop": 3,
     **dict.fromkeys(["hooks", "trainer", "seq2seq", "__init__"], 4),
 }  # fmt: skip
-LEAVES = {"cli", "search", "sinks"}
+LEAVES = {"cli", "search", "sinks", "__main__"}
 
 # The flows name their host, the face's base class, in annotations. They never import it when they run.
 HOST_BY_NAME = ("loop", "hooks", False)
