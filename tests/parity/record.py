@@ -57,6 +57,14 @@ def digest(tensor: torch.Tensor) -> str:
     return f"{tensor.dtype}{list(tensor.shape)}:{hashlib.sha256(data.numpy().tobytes()).hexdigest()}"
 
 
+def standing(model: Any, optimizer: Any) -> list[Any]:
+    """A weight, its gradient and the learning rate, which tell on which side of the optimizer's step an event is."""
+    weight = next((part for part in model.parameters() if part.requires_grad), None) if model is not None else None
+    gradient = None if weight is None or weight.grad is None else digest(weight.grad)[-8:]
+    rate = None if optimizer is None else exact(float(optimizer.param_groups[0]["lr"]))
+    return [None if weight is None else digest(weight)[-8:], gradient, rate]
+
+
 def recorder(base: type) -> Any:
     """A callback derived from `base` that keeps every event with step, epoch and control flags in `.trace`."""
 
@@ -70,6 +78,7 @@ def recorder(base: type) -> Any:
                     "flags": [flag for flag in FLAGS if getattr(control, flag)],
                     "given": sorted(key for key, value in kwargs.items() if value is not None),
                     "random": digest(torch.get_rng_state())[-8:],
+                    "stand": standing(kwargs.get("model"), kwargs.get("optimizer")),
                 }
             )
 
