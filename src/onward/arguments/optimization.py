@@ -101,5 +101,5 @@ class ComputeArguments:
     torch_empty_cache_steps: int | None = None
     """Optimizer steps between two releases of the allocator's cache; None never releases it."""
     auto_find_batch_size: bool | str = False
-    """On out of memory, go on with smaller micro-batches, same effective batch. ``grow`` also looks for the largest
+    """On out of memory, go on with smaller micro-batches, same effective batch. ``grow`` also looks for the largest one
     that fits before training, up to the whole step (per_device_train_batch_size * gradient_accumulation_steps)."""

@@ -112,6 +112,11 @@ class CheckpointHooks(TrainerBase):
             saving.settle_saves(self)
         self._desk().writer.wait()
 
+    def _free_saves(self) -> None:
+        """Wait for the save in flight and give back the host memory that it holds: on a rank that ran out of it."""
+        self._flush_saves(collective=False)
+        self._desk().writer.buffers.release()
+
     def _end_saves(self) -> None:
         """Flush, rotate, then give back the host memory that saves used: the end of training."""
         self._flush_saves()

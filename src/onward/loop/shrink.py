@@ -152,6 +152,7 @@ class Fitting:
             if said is None:
                 return bool(went_on)
             start.undo(host, run.model)
+            host._free_saves()
             free()
             work = self._shrink(host, run, work, said)
 
