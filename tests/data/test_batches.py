@@ -52,16 +52,16 @@ def test_joined_micro_batches_are_the_same_samples_at_the_same_places(size: int,
         source = MicroBatches(SequentialSampler(range(size)), 2, rank=rank, world_size=world)
         single = list(source)
         source.together, source.skip = 3, 3
-        for number, whole in enumerate(source, start=1):
-            group = single[3 * number : 3 * number + 3]
-            real = [b for b in group if not b.phantom] or group[:1]
-            assert list(whole) == [i for b in real for i in b]
-            assert list(whole.positions) == [p for b in real for p in b.positions]
-            assert whole.phantom == group[0].phantom
-            assert len(whole.sizes) == len(group)
-            assert sum(whole.sizes) == len(whole)
+        left = single[3:]
+        for whole in source:
+            group, left = left[: len(whole.sizes)], left[len(whole.sizes) :]
+            assert list(whole) == [i for b in group for i in b]
+            assert list(whole.positions) == [p for b in group for p in b.positions]
+            assert whole.sizes == list(map(len, group))
+            assert not any(b.phantom for b in group) or len(group) == 1
             tail = whole.stretch(1, len(whole))
             assert list(tail.positions) == list(whole.positions)[1:]
+        assert not left
 
 
 def test_dropping_the_last() -> None:

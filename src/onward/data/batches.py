@@ -17,6 +17,8 @@ class Indices(list[int]):
     """Place of each one in the epoch's order."""
     phantom: bool
     """Whether this process had no sample left and repeats one that must not count."""
+    shared_out: bool = False
+    """Whether it is of the last round of an epoch, whose samples count for more or less than others."""
     sizes: list[int]
     """Samples of each micro-batch in it: of one, unless several were joined."""
 
@@ -32,11 +34,10 @@ class Indices(list[int]):
 
     @classmethod
     def joined(cls, parts: list[Indices]) -> Indices:
-        """Several micro-batches as one. A phantom counts for nothing in it and is left out, unless it stands alone."""
-        real = [part for part in parts if not part.phantom] or parts[:1]
-        positions = list(chain.from_iterable(part.positions for part in real))
-        whole = cls(list(chain.from_iterable(real)), real[0].epoch, positions, real[0].phantom)
-        whole.sizes = [0 if part.phantom and not whole.phantom else len(part) for part in parts]
+        """Several micro-batches as one."""
+        positions = list(chain.from_iterable(part.positions for part in parts))
+        whole = cls(list(chain.from_iterable(parts)), parts[0].epoch, positions, parts[0].phantom)
+        whole.sizes = list(map(len, parts))
         return whole
 
     def stretch(self, begin: int, end: int) -> Indices:
@@ -104,7 +105,9 @@ class MicroBatches(Sampler[list[int]]):
         if self.together == 1:
             yield from batches
         while group := list(islice(batches, self.together)):
+            alone = [group.pop()] if group[-1].shared_out and len(group) > 1 else []
             yield Indices.joined(group)
+            yield from alone
 
     def _one_by_one(self) -> Iterator[Indices]:
         skip, self.skip = self.skip, 0
@@ -117,7 +120,9 @@ class MicroBatches(Sampler[list[int]]):
                 start = self.rank * self.batch_size
                 yield Indices(chunk[start : start + self.batch_size], self.epoch, position + start)
             elif not self.drop_last:
-                yield self._share(chunk, position)
+                rest = self._share(chunk, position)
+                rest.shared_out = self.world_size > 1
+                yield rest
             position += len(chunk)
 
     def _share(self, chunk: list[int], position: int) -> Indices:

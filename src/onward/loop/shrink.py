@@ -103,10 +103,13 @@ class Fitting:
 
     def pull(self, host: TrainerBase, run: Run, batches: Iterator[Any], count: int) -> Work:
         """The next step's micro-batches, cut to the size that is known to fit."""
-        joined = self._whole // run.plan.micro_batch_size
-        self._wholes = list(islice(batches, math.ceil(count / joined)))
+        self._wholes = []
+        while (
+            sum(len(whole.batches()) for whole in self._wholes) < count and (whole := next(batches, None)) is not None
+        ):
+            self._wholes.append(whole)
         work = self._work(host, run)
-        if joined > 1:
+        if self._whole > run.plan.micro_batch_size:
             # Not as many as here have pieces: the last step of an epoch may have fewer in another process.
             sure = math.ceil((count - 1) * run.plan.micro_batch_size / self.limit.get())
             work.chances = max(0, sure - 1)
