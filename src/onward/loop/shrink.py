@@ -103,11 +103,10 @@ class Fitting:
 
     def pull(self, host: TrainerBase, run: Run, batches: Iterator[Any], count: int) -> Work:
         """The next step's micro-batches, cut to the size that is known to fit."""
-        self._wholes = []
-        while (
-            sum(len(whole.batches()) for whole in self._wholes) < count and (whole := next(batches, None)) is not None
-        ):
+        self._wholes, left = [], count
+        while left > 0 and (whole := next(batches, None)) is not None:
             self._wholes.append(whole)
+            left -= len(whole.batches())
         work = self._work(host, run)
         if self._whole > run.plan.micro_batch_size:
             # Not as many as here have pieces: the last step of an epoch may have fewer in another process.
