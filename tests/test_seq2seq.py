@@ -154,6 +154,8 @@ def test_an_unknown_padding_token_is_an_error(tmp_path):
 def test_the_constructor_takes_what_trainer_takes():
     names = set(inspect.signature(onward.Seq2SeqTrainer).parameters)
     assert set(inspect.signature(transformers.Seq2SeqTrainer).parameters) <= names
+    fields = inspect.signature(onward.Seq2SeqTrainingArguments).parameters
+    assert inspect.signature(transformers.Seq2SeqTrainingArguments).parameters.keys() <= fields.keys()
 
 
 TWO_RANKS = """

@@ -104,6 +104,17 @@ class Preempted(SystemExit):
     """The run was asked to leave and has saved itself; ``code`` is `preemption_exit_code`."""
 
 
+class SignatureOfInit:
+    """As ``__signature__`` of a class whose ``__new__`` takes anything: what its ``__init__`` takes.
+
+    Scripts ask ``inspect.signature(trainer_class)`` which names they may pass; Python would look at ``__new__`` first.
+    """
+
+    def __get__(self, instance: object, owner: type) -> inspect.Signature:
+        signature = inspect.signature(owner.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 def check_keywords(cls: type, given: Iterable[str], kind: str, former: Mapping[str, str]) -> None:
     """Raise `UnknownArgument`, with a hint, for a keyword that ``cls.__init__`` does not take.
 

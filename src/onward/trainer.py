@@ -15,7 +15,7 @@ from onward.arguments import TrainingArguments
 from onward.callbacks import CallbackHandler
 from onward.data.causal import NextTokenCollator
 from onward.data.collate import choose_collator
-from onward.errors import UsageError, check_keywords
+from onward.errors import SignatureOfInit, UsageError, check_keywords
 from onward.hooks.checkpointing import CheckpointHooks
 from onward.hooks.data import DataHooks
 from onward.hooks.evaluation import EvaluationHooks
@@ -72,6 +72,8 @@ class Trainer(
     Raises:
         UsageError: settings that cannot work together, or a model or data that cannot be trained.
     """
+
+    __signature__ = SignatureOfInit()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Check the names of arguments, which Python itself would refuse without a hint."""

@@ -6,13 +6,13 @@ import os
 import signal
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from onward.arguments.data import SAMPLING_STRATEGIES, START_METHODS
 from onward.arguments.distributed import DDP_BACKENDS
-from onward.arguments.extras import DEFAULTS, NONFINITE_POLICIES, PACKINGS, PUSH_FAILURES, TRIALS_KEPT, option
+from onward.arguments.extras import NONFINITE_POLICIES, PACKINGS, PUSH_FAILURES, TRIALS_KEPT, option, value_of
 from onward.arguments.reporting import LOG_LEVELS, METRIC_EXTRAS
 from onward.errors import NotSupported, UsageError, did_you_mean
 from onward.types import DebugOption, IntervalStrategy, SaveStrategy, SchedulerType
@@ -74,21 +74,16 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
 def check_numbers(args: TrainingArguments) -> None:
     """Raise `UsageError` for a number that lies outside of what can work."""
     for name, (low, high) in RANGES.items():
-        value = _value(args, name)
+        value = value_of(args, name)
         if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
             bounds = f"at least {low}" if high is None else f"from {low} to {high}"
             raise UsageError(f"{name} got {value}; expected a value {bounds}.")
 
 
-def _value(args: TrainingArguments, name: str) -> Any:
-    """What `name` is set to: an option of ours, unless a subclass means something else by its name, or a field."""
-    return option(args, name) if name in DEFAULTS else getattr(args, name)
-
-
 def check_words(args: TrainingArguments) -> None:
     """Raise `UsageError` for a word that is not one of the choices."""
     for name, choices in CHOICES.items():
-        value = _value(args, name)
+        value = value_of(args, name)
         if value is not None and value not in choices:
             hint = did_you_mean(value, choices)
             raise UsageError(f"{name} got {value!r}; expected one of {', '.join(choices)}.{hint}")

@@ -78,6 +78,11 @@ def option(args: Any, name: str) -> Any:
     return getattr(args, name, DEFAULTS[name]) if _is_ours(args.__class__, name) else DEFAULTS[name]
 
 
+def value_of(args: Any, name: str) -> Any:
+    """What argument `name` is set to: a field, or an option of ours unless a subclass means something else by it."""
+    return option(args, name) if name in DEFAULTS else getattr(args, name)
+
+
 @cache
 def _is_ours(kind: Any, name: str) -> bool:
     """Whether `name` of such arguments is onward's option: the class that declares it last gave it our type."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from onward.arguments.extras import value_of
 from onward.arguments.fields import ArgumentFields
 from onward.errors import UsageError
 
@@ -66,7 +67,7 @@ def _expected() -> list[tuple[str, bool, str, Callable[[Any], bool]]]:
 def check_types(args: TrainingArguments) -> None:
     """Raise `UsageError` for a value whose type its field cannot take."""
     for name, may_be_none, words, fits in _expected():
-        value = getattr(args, name)
+        value = value_of(args, name)
         if (value is None and may_be_none) or fits(value):
             continue
         got = f"the text {value!r}" if isinstance(value, str) else f"{value!r} ({type(value).__name__})"

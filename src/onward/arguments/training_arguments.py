@@ -13,7 +13,7 @@ from onward.arguments.kinds import check_types
 from onward.arguments.resolve import resolve
 from onward.arguments.serialised import SerialisedArguments
 from onward.arguments.setters import ArgumentSetters
-from onward.errors import check_keywords
+from onward.errors import SignatureOfInit, check_keywords
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class TrainingArguments(ArgumentSetters, SerialisedArguments):
         "gradient_checkpointing_kwargs",
         "lr_scheduler_kwargs",
     ]
+
+    __signature__ = SignatureOfInit()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Check the names of arguments, which Python itself would refuse without a hint."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from onward.data.batches import MicroBatches
-from onward.data.draws import Streams, capture, from_plain, key_of, mark, restore, rewind, seed_streams, to_plain
+from onward.data.draws import Streams, capture, from_plain, key_of, mark, moved, restore, rewind, seed_streams, to_plain
 from onward.data.fetch import Samples
 from onward.data.generators import restore_states, states_of
 from onward.data.loader import Share, TrainLoader, adopt_loader
@@ -84,9 +84,9 @@ class Feed:
         """Whether the order of an epoch depends on where generators stand when it begins; moves them to find out."""
         if self._native is not None and not self.has_index:
             return False
-        before = mark(), states_of(self.loader)
+        before, owned = mark(), states_of(self.loader)
         next(iter(self.loader if self._native is None else self._native.batch_sampler), None)  # type: ignore[arg-type]
-        return (mark(), states_of(self.loader)) != before
+        return moved(before) or states_of(self.loader) != owned
 
     def begin_as(self, state: dict[str, Any]) -> None:
         """Put the generators to where they stood at the begin of the epoch that `state_dict` wrote `state` in."""
