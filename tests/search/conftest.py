@@ -11,7 +11,7 @@ import pytest
 os.environ["RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS"] = "0"
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # not longer: a run freezes only where nobody else has
 def _frozen() -> Iterator[None]:
     import accelerate
     import optuna
