@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     chosen = [row(name) for name in (options.rows.split(",") if options.rows else ROWS)]
     results: list[Result] = []
+    written: list[Path] = []
     failed = 0
     for one in chosen:
         if settings.device not in one.devices and settings.effort != "smoke":  # which is small enough for any
@@ -67,16 +68,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{one.name}: {ROWS[one.name]} …", end=" ", flush=True)
         try:
             with quiet():
-                results += one.measure(settings)
+                measured = one.measure(settings)
         except UnequalLossError as error:
             failed = 1
             print(f"not measured, the peers do not train the same: {error}")
             continue
         print(f"{time.perf_counter() - start:.0f} s")
+        results += measured
+        written = report.write(measured, settings, options.output)  # now: a later row that fails takes nothing along
     report.show(results)
-    if results:
-        for path in report.write(results, settings, options.output):
-            print(path)
+    for path in written:
+        print(path)
     return failed
 
 

@@ -88,6 +88,19 @@ def test_it_ends_as_a_run_that_was_small_from_the_start(in_backward: bool, room:
     assert max(it.model.sizes[7:]) <= fits  # the first attempts at step 6 are in it
 
 
+def test_in_bf16_too(tmp_path: Path) -> None:
+    # Out of memory from the first step on: bf16 would round the gradient of a whole batch otherwise.
+    it = trainer(tmp_path / "a", Small(4, in_backward=True), bf16=True)
+    it.train()
+    small = trainer(
+        tmp_path / "b", Small(), bf16=True, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+        auto_find_batch_size=False,
+    )  # fmt: skip
+    small.train()
+    close(it, small)
+    assert it._train_batch_size == 4
+
+
 def test_a_size_that_does_not_divide_keeps_the_mean(tmp_path: Path) -> None:
     it = trainer(tmp_path / "a", Small(4, after=2), per_device_train_batch_size=6)
     it.train()
