@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import statistics
 import weakref
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,6 @@ def test_thirty_trials_stay_flat(tmp_path: Path) -> None:
     states = {each.state.name for each in study.trials}
     assert states == {"COMPLETE", "PRUNED", "FAIL"}
     assert [model() for model in models[1:]] == [None] * 30
-    # The least of many: what is held for a moment only makes the others larger. One leaked trial in two would be ten
-    # models with two moments each between them: 150 MB.
-    assert min(held[20:]) - min(held[2:10]) < 30, held
+    # Medians, because the allocator gives back, now and then, what it takes again a trial later. With every second
+    # model kept alive, without its moments, they were 56 MB apart.
+    assert statistics.median(held[20:]) - statistics.median(held[2:10]) < 50, held
