@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import inspect
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +64,23 @@ def create_accelerator(args: Any, options: Callable[..., dict[str, Any]]) -> Acc
         **options(dataloader_config=loaders, gradient_accumulation_plugin=GradientAccumulationPlugin(**accumulation))
     )
     _refuse_sharding(args, accelerator.state)
+    if accelerator.num_processes > 1:
+        atexit.unregister(_let_gloo_finish)
+        atexit.register(_let_gloo_finish)
     return accelerator
+
+
+def _let_gloo_finish() -> None:
+    """Leave gloo's threads a moment in which to free what they hold, before the interpreter goes.
+
+    Behind an exchange such a thread frees tensors that Python knows, for which it needs the interpreter's lock. One
+    that gets it only while the interpreter goes aborts the process, and a launcher takes a run that had come to its end
+    for a failed one. The threads cannot be joined: the model's wrapper keeps the group.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        time.sleep(0.1)
 
 
 def accelerator_options(args: Any, model: nn.Module | None) -> dict[str, Any]:

@@ -1,11 +1,8 @@
 """When to leave a run early: signals, a time limit, and the agreement of all processes on where.
 
 A signal only sets a flag. The loop asks at *boundaries* (behind every step, behind every evaluation batch) whether it
-is
-time to go. With several processes the flag of one becomes that of all: each publishes the number of the boundary that
-it
-stands at, and all leave at the largest of these, which none has passed. That takes messages between hosts, never a wait
-for an accelerator.
+is time to go. With several processes the flag of one becomes that of all, one boundary later. That takes messages
+between hosts, never a wait for an accelerator.
 """
 
 from __future__ import annotations

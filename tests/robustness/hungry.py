@@ -97,6 +97,7 @@ def main() -> None:
     limit = [] if at == -1 else [LimitAt(at, options.room, options.rank)]
     trainer = Trainer(model, args, train_dataset=data, eval_dataset=RegressionData(20), callbacks=limit)
     if options.evaluate:
+        trainer.evaluate(RegressionData(1))  # modules imported and threads started on the way take space too
         limit_to(options.room)
         metrics = trainer.evaluate()
         predicted = trainer.predict(RegressionData(20)).predictions.tolist()

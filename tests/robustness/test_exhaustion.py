@@ -23,11 +23,9 @@ def run(folder: Path, *options: str, ranks: int = 1) -> tuple[list[dict[str, Any
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
     command = [*launcher, str(SCRIPT), str(folder), *options]
-    environment = dict(os.environ)
-    if "--grow" in options:
-        # What was measured must stay true. A further arena takes 64 MB of address space, and tensors in the heap leave
-        # gaps there: in pages of their own they come and go without a trace.
-        environment |= {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    # Address space must stand for memory. A further arena takes 64 MB of it, and tensors in the heap leave gaps there:
+    # in pages of their own they come and go without a trace.
+    environment = dict(os.environ) | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
