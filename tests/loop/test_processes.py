@@ -14,13 +14,24 @@ SCRIPT = Path(__file__).with_name("several.py")
 SPLITS = {"one batch": (1, 8, 1), "accumulated": (1, 2, 4), "two processes": (2, 4, 1), "both": (2, 2, 2)}
 
 
-def trained(kind: str, size: int, split: tuple[int, int, int], out: Path, *resume: str) -> dict[str, Any]:
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+ACCELERATE = [
+    "-m",
+    "accelerate.commands.accelerate_cli",
+    "launch",
+    "--multi_gpu",
+    "--main_process_port=0",
+    "--num_processes",
+]
+
+
+def trained(
+    kind: str, size: int, split: tuple[int, int, int], out: Path, *resume: str, launcher: list[str] = TORCHRUN
+) -> dict[str, Any]:
     ranks, batch, accumulation = split
     out.mkdir()
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
-    command = [*launcher, str(SCRIPT), kind, *map(str, (size, batch, accumulation)), str(out), *resume]
+    start = [sys.executable, *launcher, str(ranks)] if ranks > 1 else [sys.executable]
+    command = [*start, str(SCRIPT), kind, *map(str, (size, batch, accumulation)), str(out), *resume]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return torch.load(out / "0.pt", weights_only=True)
@@ -46,7 +57,8 @@ def test_splits_of_variable_length_data_agree(size: int, tmp_path: Path) -> None
 @pytest.mark.parametrize("size", [SINGLE_AT_THE_END, *LONGER])
 def test_processes_agree_for_a_model_with_a_mean_loss(size: int, tmp_path: Path) -> None:
     one = trained("regression", size, (1, 8, 1), tmp_path / "one")
-    assert_close(trained("regression", size, (2, 4, 1), tmp_path / "two"), one, f"two of {size}")
+    two = trained("regression", size, (2, 4, 1), tmp_path / "two", launcher=ACCELERATE)
+    assert_close(two, one, f"two of {size}")
 
 
 @pytest.mark.slow
