@@ -6,6 +6,7 @@ import torch
 
 from onward import meters as meters_module
 from onward.meters import MAX_POSITIONS, Meters, speed_metrics
+from onward.types import StepPlace
 
 
 def text_batch(mask_rows):
@@ -110,12 +111,12 @@ def test_nonfinite_steps_are_counted_with_their_positions():
     meters = Meters()
     meters.start()
     for step, finite in enumerate([True, False, True, False, False], start=1):
-        meters.count_step(torch.tensor(finite), position=step)
+        meters.count_step(torch.tensor(finite), place=StepPlace(step))
     figures = meters.close_interval()
     assert figures["nonfinite_steps"] == 2 + 1
     assert meters.nonfinite_positions == [2, 4, 5]
     assert meters.nonfinite_in_a_row == 2
-    meters.count_step(True, position=6)
+    meters.count_step(True, place=StepPlace(6))
     meters.close_interval()
     assert (meters.nonfinite_steps, meters.nonfinite_in_a_row, meters.steps) == (3, 0, 6)
 
@@ -125,7 +126,7 @@ def test_a_long_interval_keeps_every_flag_in_order():
     meters.start()
     bad = {1, 255, 256, 257, 600}
     for step in range(1, 701):
-        meters.count_step(torch.tensor(step not in bad), position=step)
+        meters.count_step(torch.tensor(step not in bad), place=StepPlace(step))
     meters.close_interval()
     assert meters.nonfinite_positions == sorted(bad)
     assert meters.steps == 700
@@ -135,7 +136,7 @@ def test_positions_are_bounded_but_the_count_is_not():
     meters = Meters()
     meters.start()
     for step in range(MAX_POSITIONS + 20):
-        meters.count_step(False, position=step)
+        meters.count_step(False, place=StepPlace(step))
     meters.close_interval()
     assert meters.nonfinite_steps == MAX_POSITIONS + 20
     assert meters.nonfinite_positions == list(range(20, MAX_POSITIONS + 20))
@@ -153,10 +154,10 @@ def test_a_resume_goes_on_from_every_sum():
     first = Meters()
     first.start()
     first.count_batch(text_batch([[1, 1, 0]]))
-    first.count_step(torch.tensor(False), position=1)
+    first.count_step(torch.tensor(False), place=StepPlace(1, 1))
     first.close_interval()
     first.count_batch(text_batch([[1, 1, 1]]))  # between two log lines
-    first.count_step(torch.tensor(False), position=2)
+    first.count_step(torch.tensor(False), place=StepPlace(2, 2))
     import json
 
     saved = json.loads(json.dumps(first.state_dict()))
@@ -167,6 +168,7 @@ def test_a_resume_goes_on_from_every_sum():
     assert (second.samples, second.tokens, second.pads, second.steps) == (2, 5, 1, 2)
     assert (second.nonfinite_steps, second.nonfinite_positions, second.nonfinite_in_a_row) == (2, [1, 2], 2)
     assert (second.left_out_steps, second.open_left_out) == (2, 2)
+    assert second.take_unjudged() == ([(StepPlace(1, 1), False), (StepPlace(2, 2), False)], 2)
     assert second.train_seconds >= saved["train_seconds"] > 0
     # and saving left the first one's open interval as it was
     first.close_interval()

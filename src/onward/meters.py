@@ -15,6 +15,8 @@ from typing import Any, TypeGuard
 
 import torch
 
+from onward.types import StepPlace
+
 MAX_POSITIONS = 100
 """Positions of non-finite steps that are kept; the count goes on beyond."""
 _CHUNK = 256
@@ -124,8 +126,8 @@ class Meters:
         """How often the run went back to a checkpoint."""
         self.data_lead: int = 0
         """Steps of data that rollbacks left behind: the data stands this far ahead of the step count."""
-        self.unjudged: list[tuple[int | None, bool]] = []
-        """Positions of steps that were left out and not acted on yet, and whether they were finite."""
+        self.unjudged: list[tuple[StepPlace, bool]] = []
+        """Steps that were left out and not acted on yet, and whether they were finite."""
         self.longest_row: int = 0
         """The longest row of such steps since they were last acted on."""
         self._clock = _Clock()
@@ -189,43 +191,46 @@ class Meters:
         self._interval = to.copy()
 
     def count_step(
-        self, finite: torch.Tensor | bool = True, position: int | None = None, taken: torch.Tensor | bool | None = None
+        self,
+        finite: torch.Tensor | bool = True,
+        place: StepPlace | None = None,
+        taken: torch.Tensor | bool | None = None,
     ) -> None:
         """Count one optimizer step.
 
         Args:
             finite: whether its loss and gradient were; a device tensor is read only at the next log line.
-            position: the number of the step in the data, kept if it turns out not to be finite.
+            place: where in data and run the step is, kept if it turns out not to be finite.
             taken: whether it changed the weights, of the same kind; `None` if that is the same as `finite`.
         """
         interval = self._interval
         interval.steps += 1
         if isinstance(finite, bool) and not interval.flags and not interval.chunks:
-            self._note(finite, finite if taken is None else bool(taken), position)
+            self._note(finite, finite if taken is None else bool(taken), place)
             return
         code = torch.as_tensor(finite).detach().reshape(()).to(torch.uint8)
         interval.flags.append(code * 3 if taken is None else code + 2 * torch.as_tensor(taken).to(code))
-        interval.positions.append(position)
+        interval.flagged.append(place)
         if len(interval.flags) == _CHUNK:  # keeps the memory of a run that never logs small
             interval.chunks.append(torch.stack(interval.flags))
             interval.flags = []
 
-    def _note(self, finite: bool, taken: bool, position: int | None) -> None:
+    def _note(self, finite: bool, taken: bool, place: StepPlace | None) -> None:
         if finite and taken:
             self.nonfinite_in_a_row = 0
             return
         self.nonfinite_in_a_row += 1
         self.longest_row = max(self.longest_row, self.nonfinite_in_a_row)
-        self.unjudged = [*self.unjudged, (position, finite)]
+        self.unjudged = [*self.unjudged, (place or StepPlace(), finite)]
         if not taken:
             self.left_out_steps += 1
             self.open_left_out += 1
         if not finite:
             self.nonfinite_steps += 1
-            if position is not None:
-                self.nonfinite_positions = [*self.nonfinite_positions, position][-MAX_POSITIONS:]
+            if place is not None and place.in_data is not None:
+                self.nonfinite_positions = [*self.nonfinite_positions, place.in_data][-MAX_POSITIONS:]
 
-    def take_unjudged(self) -> tuple[list[tuple[int | None, bool]], int]:
+    def take_unjudged(self) -> tuple[list[tuple[StepPlace, bool]], int]:
         """What was left out since the last call, and the longest row of it."""
         taken, self.unjudged = self.unjudged, []
         row, self.longest_row = self.longest_row, 0
@@ -263,8 +268,8 @@ class Meters:
         self.pads += places - tokens
         self.steps += interval.steps
         self.data_wait += interval.data_wait
-        for code, position in interval.codes():  # host sync
-            self._note(bool(code & 1), bool(code & 2), position)
+        for code, place in interval.codes():  # host sync
+            self._note(bool(code & 1), bool(code & 2), place)
         return samples, tokens, places
 
     def _rates(self, seconds: float, counts: tuple[int, int, int], data_wait: float) -> dict[str, float]:
@@ -310,25 +315,17 @@ class Meters:
             if name in state:
                 value = state[name]
                 setattr(self, name, list(value) if isinstance(value, list) else value)
+        self.unjudged = [(StepPlace(*place), finite) for place, finite in self.unjudged]
         self._clock = _Clock()
         self._clock.elapsed = float(state.get("train_seconds", 0.0))
         self._interval = _Interval(began=self._clock.elapsed)
 
 
 _SAVED = (
-    "samples",
-    "tokens",
-    "pads",
-    "steps",
-    "data_wait",
-    "nonfinite_steps",
-    "nonfinite_positions",
-    "nonfinite_in_a_row",
-    "left_out_steps",
-    "open_left_out",
-    "rollbacks",
-    "data_lead",
-)
+    "samples", "tokens", "pads", "steps", "data_wait",
+    "nonfinite_steps", "nonfinite_positions", "nonfinite_in_a_row", "left_out_steps", "open_left_out",
+    "rollbacks", "data_lead", "unjudged", "longest_row",
+)  # fmt: skip
 
 
 @dataclass
@@ -344,7 +341,7 @@ class _Interval:
     device_tokens: torch.Tensor | None = None
     flags: list[torch.Tensor] = field(default_factory=list)
     chunks: list[torch.Tensor] = field(default_factory=list)
-    positions: list[int | None] = field(default_factory=list)
+    flagged: list[StepPlace | None] = field(default_factory=list)
 
     def counts(self) -> torch.Tensor:
         """Samples, tokens and places (tokens and padding), on the device that counted."""
@@ -357,14 +354,14 @@ class _Interval:
 
     def copy(self) -> _Interval:
         """A copy that counts on its own."""
-        return replace(self, flags=list(self.flags), chunks=list(self.chunks), positions=list(self.positions))
+        return replace(self, flags=list(self.flags), chunks=list(self.chunks), flagged=list(self.flagged))
 
-    def codes(self) -> list[tuple[int, int | None]]:
-        """Of each step 1 if it was finite, plus 2 if it was taken, and its position. Waits for the device."""
+    def codes(self) -> list[tuple[int, StepPlace | None]]:
+        """Of each step 1 if it was finite, plus 2 if it was taken, and its place. Waits for the device."""
         parts = [*self.chunks, torch.stack(self.flags)] if self.flags else self.chunks
         if not parts:
             return []
-        return list(zip(torch.cat(parts).tolist(), self.positions, strict=True))
+        return list(zip(torch.cat(parts).tolist(), self.flagged, strict=True))
 
 
 class _Waiting:

@@ -211,3 +211,12 @@ class StepFigures(NamedTuple):
     grad_norm: Any = None
     """Norm of the gradients before clipping, perhaps still on the device."""
     learning_rate: float | None = None
+
+
+class StepPlace(NamedTuple):
+    """Where an optimizer step is, counted from 1. Behind a rollback the data is ahead of the run."""
+
+    in_data: int | None = None
+    """Its number in the data, as `batch_at` takes it."""
+    in_run: int | None = None
+    """Its number in the run: `global_step` behind it."""

@@ -238,7 +238,8 @@ def test_what_one_rank_meets_is_decided_alike_by_all(tmp_path: Path) -> None:
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert len(one) == 12
+    assert len(one) == 13
+    by_hand = one.pop("by hand")["weights"]
     for case, result in one.items():
         assert result["weights"] == other[case]["weights"], case
         for each in (result, other[case]):
@@ -253,3 +254,4 @@ def test_what_one_rank_meets_is_decided_alike_by_all(tmp_path: Path) -> None:
                 assert "checkpoint-2" in each["error"], case
             else:
                 assert (each["rollbacks"], each["steps"]) == (1, 6), case
+                assert each["weights"] == by_hand, case

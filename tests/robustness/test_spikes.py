@@ -14,12 +14,12 @@ from tests.tiny import RegressionData
 
 
 class Jumping(RegressionData):
-    """Ten steps of four samples; those of some steps have labels far off."""
+    """Steps of four samples, which are the same in each; those of some steps have labels far off."""
 
-    def __init__(self, *steps: int) -> None:
-        super().__init__(40)
-        self.x = self.x[:4].repeat(10, 1)
-        self.labels = self.labels[:4].repeat(10)
+    def __init__(self, *steps: int, total: int = 10) -> None:
+        super().__init__(4)
+        self.x = self.x.repeat(total, 1)
+        self.labels = self.labels.repeat(total)
         for step in steps:
             self.labels[4 * (step - 1) : 4 * step] = 1000.0
 

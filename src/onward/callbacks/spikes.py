@@ -56,6 +56,7 @@ class LossSpikeCallback(TrainerCallback, ExportableState):
         """Steps at whose log line the loss was a spike."""
         self.last_logged = 0
         """Step of the latest log line."""
+        self._gone_back_from: list[int] | None = None
 
     @override
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -75,16 +76,22 @@ class LossSpikeCallback(TrainerCallback, ExportableState):
         limit = self.limit()
         previous, self.last_logged = self.last_logged, state.global_step
         if limit is not None and loss > limit:
-            self.spikes.append(state.global_step)
+            self.spikes = [*self.spikes, state.global_step]
             logger.warning(
                 "The loss jumped to %.4g at step %d; the median of the last %d log lines is %.4g and the limit %.4g.",
                 loss, state.global_step, len(self.losses), median(self.losses), limit,
             )  # fmt: skip
             if self.action == "rollback":
                 control.roll_back_before = previous + 1
+                self._gone_back_from = self.spikes
                 return  # what follows is compared with what came before
         self.losses = [*self.losses, float(loss)][-self.window :]
         self._ask(control)
+
+    def on_rollback(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """The run went back to a checkpoint, and this callback's losses with it; what was seen stays seen."""
+        self.spikes = self._gone_back_from or self.spikes
+        self._gone_back_from = None
 
     def limit(self) -> float | None:
         """The loss above which the next one is a spike; None while too few are known."""

@@ -17,6 +17,7 @@ from onward.data.fetch import Samples
 from onward.data.generators import restore_states, states_of
 from onward.data.loader import Share, TrainLoader, adopt_loader
 from onward.data.pieces import Limit, Pieces, cut
+from onward.data.streams import Stream
 from onward.errors import CheckpointMismatch
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,12 @@ class Feed:
     def has_index(self) -> bool:
         """Whether the data is map-style, in a loader that can be entered anywhere without reading what lies before."""
         return self._native is not None and isinstance(self._native.dataset, Samples)
+
+    @property
+    def stream(self) -> Stream | None:
+        """The stream behind the loader, where it is one that is known."""
+        source = None if self._native is None else self._native.dataset
+        return source if isinstance(source, Stream) else None
 
     def rewind_to_epoch(self) -> None:
         """Put all generators on the CPU back to where they stood when the epoch that is being given out began."""

@@ -100,6 +100,8 @@ class Stream(IterableDataset[Any]):
         self.world_size = world_size
         self.epoch = 0
         self.stateful = is_stateful(dataset)
+        self.opening = self.state()
+        """Its own state before the first pass."""
         self.starts: dict[int, Start] = {}
         self.pulled = 0
         self.own = owned_by(dataset)

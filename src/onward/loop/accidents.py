@@ -16,6 +16,7 @@ import torch
 from onward.arguments import option
 from onward.checkpoint import store
 from onward.errors import NonFinite
+from onward.types import StepPlace
 
 if TYPE_CHECKING:
     from onward.hooks.base import TrainerBase
@@ -63,30 +64,33 @@ def judge(host: TrainerBase, step: int) -> None:
     bad = [place for place, finite in left_out if not finite]
     high = [place for place, finite in left_out if finite]
     what = " and ".join(
-        text.format(_listed(places))
+        text.format(_listed([place.in_data for place in places]))
         for text, places in (("NaN or infinite loss or gradient at {}", bad), ("loss above the limit at {}", high))
         if places
     )
     logger.warning(
-        "%s: the weights were left as they were. Look at the data with trainer.batch_at(%s).", what, left_out[0][0]
+        "%s: the weights were left as they were. Look at the data with trainer.batch_at(%s).",
+        what,
+        left_out[0][0].in_data,
     )
     policy = option(host.args, "on_nonfinite")
     if bad and policy == "raise":
-        raise NonFinite(f"{what} (on_nonfinite='raise'). The step was not taken. {_advice(host, bad[0], step)}")
+        raise NonFinite(
+            f"{what} (on_nonfinite='raise'). The step was not taken. {_advice(host, bad[0].in_run or step)}"
+        )
     limit = option(host.args, "max_nonfinite_steps")
     if row >= limit:
         raise NonFinite(
             f"{row} optimizer steps in a row were left out (max_nonfinite_steps={limit}): {what}. "
-            f"The weights are those from before them. {_advice(host, _first_of(left_out, row), step)}"
+            f"The weights are those from before them. {_advice(host, _first_of(left_out, row, step))}"
         )
     if bad and policy == "rollback":
-        host._rollback_due = Rollback(_step_of(host, bad[0], step), what)
+        host._rollback_due = Rollback(bad[0].in_run or step, what)
 
 
-def _first_of(left_out: list[tuple[int | None, bool]], row: int) -> int | None:
+def _first_of(left_out: list[tuple[StepPlace, bool]], row: int, now: int) -> int:
     """Where a row of steps that ends with the last of these began; some of it may have been acted on before."""
-    last = left_out[-1][0]
-    return None if last is None else last - row + 1
+    return (left_out[-1][0].in_run or now) - row + 1
 
 
 def _listed(places: list[int | None]) -> str:
@@ -94,26 +98,22 @@ def _listed(places: list[int | None]) -> str:
     return f"step{'s' if len(places) > 1 else ''} {shown}{' …' if len(places) > 10 else ''}"
 
 
-def _step_of(host: TrainerBase, place: int | None, now: int) -> int:
-    """The optimizer step that took the data of step `place`."""
-    return now if place is None else place - host.meters.data_lead
-
-
-def _advice(host: TrainerBase, place: int | None, now: int) -> str:
+def _advice(host: TrainerBase, before_step: int) -> str:
     host._flush_saves()  # every process gets here, and the newest checkpoint may be waiting for them to agree on it
-    checkpoint = last_whole(host, _step_of(host, place, now))
+    checkpoint = last_whole(host, before_step)
     good = "There is no checkpoint from before." if checkpoint is None else f"The last good checkpoint is {checkpoint}."
     return f"{good} Lower the learning rate, or look at the batches with trainer.batch_at(step)."
 
 
 def last_whole(host: TrainerBase, before_step: int) -> Path | None:
-    """The newest whole checkpoint of this run from before a step."""
-    host._desk().writer.wait()  # type: ignore[attr-defined]
+    """The newest whole checkpoint from before a step: one that this run wrote, or the one that it went on from."""
+    desk = host._desk()  # type: ignore[attr-defined]
+    desk.writer.wait()
     folder = Path(host._get_output_dir(host._trial))
-    if not folder.is_dir():
-        return None
-    for each in reversed(store.list_checkpoints(folder)):
-        ours = each.run is None or each.run == host._desk().run  # type: ignore[attr-defined]
-        if ours and each.step < before_step and not store.problems(each.path):
+    ours = [each for each in store.list_checkpoints(folder) if each.run == desk.run] if folder.is_dir() else []
+    if desk.origin is not None and desk.origin.is_dir():
+        ours.insert(0, store.Checkpoint(desk.origin, store.recorded_step(desk.origin) or 0))
+    for each in reversed(ours):
+        if each.step < before_step and not store.problems(each.path):
             return each.path
     return None

@@ -36,6 +36,8 @@ class SaveDesk:
     failed: list[tuple[str, Exception]] = field(default_factory=list)
     committed: deque[Path] = field(default_factory=partial(deque, maxlen=64))
     """Not yet taken by `_committed_saves`; bounded, because nobody has to take them."""
+    origin: Path | None = None
+    """The checkpoint that this run went on from; of another run where it started a branch."""
     newest: Path | None = None
     """The newest checkpoint of this very run, if there is one; it is whole."""
     unsettled: int = 0

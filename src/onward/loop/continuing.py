@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from onward import engine
 from onward.arguments import option
 from onward.checkpoint import read_record
 from onward.cursor import Cursor
@@ -78,33 +79,42 @@ def restore_run(host: TrainerBase, checkpoint: str) -> bool:
 
 def return_to(host: TrainerBase, checkpoint: str, trial: Any) -> None:
     """Go back to a checkpoint of this run in everything but the data, in the middle of the run."""
-    now, left_out = host.state, host.meters
-    host._begin_saves(Path(checkpoint))
+    now = host.state
+    counted = host.meters.state_dict(engine.sums_over_processes(host.accelerator))
     host._load_from_checkpoint(checkpoint)
     host._load_optimizer_and_scheduler(checkpoint)
     host._load_scaler(checkpoint)
     host.state = _read_state(host, checkpoint)
-    for name in ("is_local_process_zero", "is_world_process_zero", "max_steps", "num_train_epochs", "train_batch_size"):
+    for name in _OF_THIS_CALL:
         setattr(host.state, name, getattr(now, name))
+    host._retune(checkpoint)
     host._load_callback_state()
     record = read_record(checkpoint)
     mine = {} if record is None else record.of_rank(host.args.process_index)
-    kept = {name: getattr(left_out, name) for name in _GO_ON}
     extra, before = mine.get("extra", {}), mine.get("meters", {})
-    host.meters.load_state_dict({**before, **kept, "nonfinite_in_a_row": 0})
+    kept = {name: counted[name] for name in _GO_ON}
+    host.meters.load_state_dict({**before, **kept, "nonfinite_in_a_row": 0, "longest_row": 0, "unjudged": []})
     host.meters.start()
     assert host._tr_loss is not None
     host._tr_loss.fill_(extra.get("open_loss", 0.0))
     host._total_loss_scalar = extra.get("total_loss", 0.0)
     host._globalstep_last_logged = extra.get("last_logged", host.state.global_step)
     host._saved_step = host.state.global_step
-    host._open_tokens = 0
-    host.control.should_training_stop = host.control.should_epoch_stop = False
+    host._open_tokens, host.current_flos = 0, 0
+    for request in ("training_stop", "epoch_stop", "save", "evaluate", "log"):  # of the step that is taken back
+        setattr(host.control, f"should_{request}", False)
     host._load_rng_state(checkpoint)
 
 
-_GO_ON = ("nonfinite_steps", "nonfinite_positions", "rollbacks", "data_lead", "samples", "tokens", "pads", "data_wait")
+_GO_ON = (
+    "nonfinite_steps", "nonfinite_positions", "rollbacks", "data_lead",
+    "samples", "tokens", "pads", "data_wait", "train_seconds",
+)  # fmt: skip
 """What a rollback does not undo: it happened."""
+_OF_THIS_CALL = (
+    "is_local_process_zero", "is_world_process_zero", "max_steps", "num_train_epochs", "train_batch_size",
+    "is_hyper_param_search", "trial_name", "trial_params",
+)  # fmt: skip
 
 
 def _was_ended(host: TrainerBase, planned: int | None) -> bool:

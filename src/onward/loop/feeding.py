@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import islice
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,14 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler
 
 from onward import engine
 from onward.arguments import option
+from onward.callbacks.spikes import LossSpikeCallback
 from onward.checkpoint import list_checkpoints, problems, read_record
 from onward.data.draws import key_of, protected, seed_streams
 from onward.data.feed import Feed
 from onward.data.generators import restore_states, states_of
 from onward.data.loader import Share, build_loader, order_seed
 from onward.data.order import EpochShuffle, LengthAwareSampler, LengthGroupedSampler, has_length, sample_lengths
+from onward.data.streams import Stream
 from onward.errors import DataError, MissingDependency, UsageError
 from onward.leaving import ignore_signals
 from onward.loop.checks import check_dataset
@@ -259,12 +263,16 @@ def batch_at(host: TrainerBase, step: int) -> list[Any]:
         plan = plan_run(host, loader, host.args)
     finally:
         host._train_batch_size = found
-    if not 1 <= step <= plan.max_steps:
-        raise UsageError(f"batch_at({step}): this run has the steps 1 to {plan.max_steps}.")
+    last = plan.max_steps + _most_left_behind(host, plan)
+    if not 1 <= step <= last:
+        raise UsageError(f"batch_at({step}): this run has the steps 1 to {last}.")
     epoch, in_epoch = divmod(step - 1, plan.steps_per_epoch)
-    feed = Feed(loader, share_of(host), engine.mover(host.accelerator, False) or _same)
+    feed = Feed(loader, share_of(host), engine.mover(host.accelerator, False) or same)
 
     def batches() -> list[Any]:
+        if not plan.has_length:
+            with _at_its_begin(feed.stream, None if host.feed is None else host.feed.stream):
+                return _in_stream(feed, plan.accumulation, step)
         if feed.draws_order():
             feed.begin_as(_begin_of(host, epoch))
         return list(islice(feed.epoch(epoch, in_epoch * plan.accumulation), plan.batches_in_step(in_epoch)))
@@ -274,6 +282,46 @@ def batch_at(host: TrainerBase, step: int) -> list[Any]:
         return protected(batches)
     finally:
         restore_states(loader, kept)
+
+
+def _most_left_behind(host: TrainerBase, plan: RunPlan) -> int:
+    """Steps of data that rollbacks of this run can have left behind: they come on top of those that it takes."""
+    rolls_back = option(host.args, "on_nonfinite") == "rollback" or any(
+        isinstance(each, LossSpikeCallback) and each.action == "rollback" for each in host.callback_handler.callbacks
+    )
+    return plan.max_steps * option(host.args, "max_rollbacks") if rolls_back else 0
+
+
+@contextmanager
+def _at_its_begin(stream: Stream | None, trained_on: Stream | None) -> Iterator[None]:
+    """Read a stream that goes on from where it stands as the run did, which is not to notice it."""
+    if stream is None or not stream.stateful:
+        yield
+        return
+    now = copy.deepcopy(stream.opening)
+    begin = now if trained_on is None else trained_on.opening
+    try:
+        if begin is not None:
+            stream.dataset.load_state_dict(copy.deepcopy(begin))
+        yield
+    finally:
+        if now is not None:
+            stream.dataset.load_state_dict(now)
+
+
+def _in_stream(feed: Feed, accumulation: int, step: int) -> list[Any]:
+    """The micro-batches of a step of a stream, which is read from its beginning, again and again where it ends."""
+    left = step
+    for epoch in count():
+        batches = feed.epoch(epoch)
+        before = left
+        while left and (found := list(islice(batches, accumulation))):
+            left -= 1
+        if not left:
+            return found
+        if left == before:
+            break
+    raise UsageError(f"batch_at({step}): the stream has {step - left} steps, and gave nothing when it was read again.")
 
 
 def _begin_of(host: TrainerBase, epoch: int) -> dict[str, Any]:
@@ -295,5 +343,6 @@ def _begin_of(host: TrainerBase, epoch: int) -> dict[str, Any]:
     )
 
 
-def _same(batch: Any) -> Any:
+def same(batch: Any) -> Any:
+    """What moves a batch to where it is already."""
     return batch

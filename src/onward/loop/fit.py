@@ -129,7 +129,7 @@ def fit_epoch(host: TrainerBase, run: Run, epoch: int) -> None:
         _restore_rng(host, run)  # before samplers draw the order of this epoch
     batches = run.feed.epoch(epoch, skip=first * run.plan.accumulation)
     step = first
-    while step < run.plan.steps_per_epoch and not _stops(host):
+    while step < _steps_in_epoch(host, run) and not _stops(host):
         if not update(host, run, batches, (epoch, step)):
             break
         step += 1
@@ -145,7 +145,15 @@ def fit_epoch(host: TrainerBase, run: Run, epoch: int) -> None:
     assert host.cursor is not None
     host.cursor = host.cursor.advance(epoch, step).end_epoch()
     _log_evaluate_save(host, run, epoch)
+    if host._rollback_due is not None:  # found in the log line of the epoch
+        host._roll_back(run.trial)
     host._leave_if_asked(run.model, run.trial)
+
+
+def _steps_in_epoch(host: TrainerBase, run: Run) -> int:
+    """Steps of an epoch; of a stream, which ends by itself, as many as the run can still take."""
+    lead = 0 if run.plan.has_length else host.meters.data_lead
+    return run.plan.steps_per_epoch + lead
 
 
 def update(host: TrainerBase, run: Run, batches: Iterator[Any], place: tuple[int, int]) -> bool:
@@ -161,7 +169,7 @@ def update(host: TrainerBase, run: Run, batches: Iterator[Any], place: tuple[int
         Whether there was data for it.
     """
     epoch, step = place
-    host._data_step = epoch * run.plan.steps_per_epoch + step + 1
+    host._data_step = 1 + _steps_before(host, run, place)
     with host.meters.waiting():
         work = _pull(host, run, batches, run.plan.batches_in_step(step))
     if not work.samples:
@@ -189,6 +197,13 @@ def update(host: TrainerBase, run: Run, batches: Iterator[Any], place: tuple[int
         host._roll_back(run.trial)
     host._leave_if_asked(run.model, run.trial)
     return True
+
+
+def _steps_before(host: TrainerBase, run: Run, place: tuple[int, int]) -> int:
+    """How many steps the data has before a place in it."""
+    if run.plan.has_length:
+        return place[0] * run.plan.steps_per_epoch + place[1]
+    return host.state.global_step + host.meters.data_lead  # nobody knows how many a pass through a stream has
 
 
 def _pull(host: TrainerBase, run: Run, batches: Iterator[Any], count: int) -> Work:

@@ -44,6 +44,7 @@ def open_run(host: CheckpointHooks, checkpoint: Path | None, output_dir: str) ->
     """
     host._desk_or_none = None
     desk = host._desk()
+    desk.origin = checkpoint
     record = None if checkpoint is None else read_record(checkpoint)
     if checkpoint is not None and record is not None and not _abandons_later(checkpoint, record.run):
         desk.run, desk.newest = record.run, checkpoint

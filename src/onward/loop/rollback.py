@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onward.arguments import option
-from onward.checkpoint import layout, ranks
+from onward.checkpoint import layout, ranks, staging, store
 from onward.errors import NonFinite
 from onward.loop.accidents import last_whole
 from onward.loop.continuing import return_to
@@ -40,6 +41,7 @@ def roll_back(host: TrainerBase, trial: Any) -> None:
         logger.warning("No rollback: no whole checkpoint is from before step %d. Training goes on.", due.before_step)
         return
     left = host.state.global_step
+    _abandon_later(host, found)
     return_to(host, found, trial)
     meters.rollbacks += 1
     meters.data_lead += left - host.state.global_step
@@ -49,3 +51,16 @@ def roll_back(host: TrainerBase, trial: Any) -> None:
         host.control = host.callback_handler.call_event(
             "on_rollback", host.args, host.state, host.control, checkpoint=found, reason=reason
         )
+
+
+def _abandon_later(host: TrainerBase, found: str) -> None:
+    """Delete what this run saved behind the checkpoint it goes back to: a resume must not take it for the newest."""
+    desk = host._desk()  # type: ignore[attr-defined]
+    checkpoint, folder = Path(found), Path(host._get_output_dir(host._trial))
+    step = store.recorded_step(checkpoint) or 0
+    if host.args.should_save and folder.is_dir():
+        for each in reversed(store.list_checkpoints(folder)):
+            if each.run == desk.run and each.step > step:
+                staging.remove_checkpoint(each.path)
+    desk.newest = checkpoint
+    ranks.everyone(None)  # nobody goes on before it is done

@@ -17,6 +17,7 @@ from onward.loop.accidents import judge
 from onward.loop.account import interval_account
 from onward.optim.guard import guarded_step, plain_step
 from onward.optim.schedulers import steps_on_metric
+from onward.types import StepPlace
 
 if TYPE_CHECKING:
     from onward.hooks.base import TrainerBase
@@ -98,7 +99,8 @@ def step_optimizer(host: TrainerBase, grad_norm: Any) -> None:
         plain_step(host.optimizer)
     else:
         guarded_step(host.optimizer, taken if torch.is_tensor(taken) else torch.tensor(taken))
-    host.meters.count_step(finite, host._data_step, None if taken is finite else taken)
+    place = StepPlace(host._data_step, host.state.global_step + 1)
+    host.meters.count_step(finite, place, None if taken is finite else taken)
     if taken is True:
         return
     if host._buffers is not None:  # running statistics take a NaN up in forward, and would keep it for ever
