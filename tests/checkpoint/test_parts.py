@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -79,3 +81,20 @@ def test_a_file_that_is_no_archive_is_a_broken_checkpoint(tmp_path: Path) -> Non
     (tmp_path / layout.OPTIMIZER).write_bytes(b"garbage")
     with pytest.raises(BrokenCheckpoint, match=r"optimizer\.pt cannot be loaded"):
         parts.read_torch(tmp_path / layout.OPTIMIZER)
+
+
+class Projector:
+    """As GaLore and APOLLO keep one for each weight."""
+
+    def __init__(self) -> None:
+        self.rank, self.matrix = 2, torch.arange(4.0)
+
+
+def test_a_projector_comes_back_where_its_package_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / layout.OPTIMIZER
+    parts.write_torch({"projector": Projector()}, file)
+    with pytest.raises(BrokenCheckpoint, match="Projector"):
+        parts.read_torch(file)
+    package = SimpleNamespace(GaLoreProjector=Projector)
+    monkeypatch.setitem(sys.modules, "galore_torch.galore_projector", package)
+    assert torch.equal(parts.read_torch(file)["projector"].matrix, torch.arange(4.0))

@@ -9,6 +9,7 @@ import copy
 import io
 import logging
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def read_torch(path: Path, map_location: Any = "cpu") -> Any:
         BrokenCheckpoint: the file cannot be read that way.
     """
     try:
-        with torch.serialization.safe_globals(_numpy_globals()):
+        with torch.serialization.safe_globals([*_numpy_globals(), *_projectors()]):
             return torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise
@@ -135,3 +136,18 @@ def load_scaler(scaler: Any, folder: Path) -> None:
 def _numpy_globals() -> list[Any]:
     """Return what numpy's generator state is made of; all of it is data."""
     return [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]  # type: ignore[attr-defined]
+
+
+_PROJECTORS = (
+    ("galore_torch.galore_projector", "GaLoreProjector"),
+    ("apollo_torch.svd_projector", "GaLoreProjector"),
+    ("apollo_torch.random_projector", "GradientProjector"),
+)
+
+
+def _projectors() -> list[Any]:
+    """Return the classes that GaLore and APOLLO keep in their state: numbers and a matrix each.
+
+    Only where the package is imported already, by the optimizer that the state is for.
+    """
+    return [getattr(sys.modules[module], name) for module, name in _PROJECTORS if module in sys.modules]

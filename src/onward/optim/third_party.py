@@ -118,6 +118,10 @@ def grokadamw(request: Request) -> Built:
         "gradient_clipping": 1.0,
     }
     chosen = {name: request.options.get(name, float, default) for name, default in defaults.items()}
+    log.warning(
+        "optim='grokadamw' files its moments under the weights themselves, so that no checkpoint can give them back: "
+        "a resumed run starts them anew."
+    )
     return package.GrokAdamW, {**request.lr, **chosen}
 
 
