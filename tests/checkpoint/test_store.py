@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.checkpoint.conftest import write_checkpoint
@@ -100,6 +103,58 @@ def test_structure_alone_finds_cut_and_empty_files(run_dir: Path, name: str, dam
     file = write_checkpoint(run_dir, 5, commit=False) / name
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2 if damage == "cut" else 0])
     assert any(name in line for line in problems(file.parent))
+
+
+def swap_halves(data: bytes) -> bytes:
+    half = len(data) // 2
+    return data[half : 2 * half] + data[:half] + data[2 * half :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "first bit": lambda data: bytes([data[0] ^ 128]) + data[1:],
+    "last bit": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "zeros": lambda data: data[:100] + bytes(200) + data[300:],
+    "swapped": swap_halves,
+    "shifted": lambda data: data[-4:] + data[:-4],
+    "two signs": lambda data: data[:400] + bytes([data[400] ^ 128, *data[401:440], data[440] ^ 128]) + data[441:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("format_", [1, 2])
+def test_damage_that_keeps_the_size_is_found(run_dir: Path, damage: str, format_: int) -> None:
+    path = write_checkpoint(run_dir, 5)
+    if format_ == 1:
+        as_format_1(path)
+    assert problems(path) == []
+    file = path / layout.OPTIMIZER
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    assert problems(path) == ["optimizer.pt has the right size but its content was altered (hash differs)"]
+
+
+def as_format_1(path: Path) -> None:
+    """Give a checkpoint the manifest that it would have got from versions that wrote SHA-256."""
+    body = json.loads((path / layout.MANIFEST).read_text())
+    del body["self"], body["algorithm"]
+    body["format"] = 1
+    body["files"] = {
+        name: {"size": record["size"], "sha256": hashlib.sha256((path / name).read_bytes()).hexdigest()}
+        for name, record in body["files"].items()
+    }
+    write_manifest(path, body)
+
+
+def write_manifest(path: Path, body: dict[str, Any]) -> None:
+    body["self"] = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    (path / layout.MANIFEST).write_text(json.dumps(body))
+
+
+def test_digests_by_an_unknown_algorithm_are_no_damage_but_cannot_be_checked(run_dir: Path) -> None:
+    path = write_checkpoint(run_dir, 5)
+    body = json.loads((path / layout.MANIFEST).read_text())
+    del body["self"]
+    write_manifest(path, body | {"algorithm": "md7"})
+    assert problems(path) == ["onward_manifest.json has digests by md7, this version of onward knows xxh3_128, sha256"]
 
 
 def test_a_lost_manifest_is_not_taken_for_a_checkpoint_of_transformers(run_dir: Path) -> None:

@@ -21,7 +21,7 @@ from onward.checkpoint.staging import sweep
 
 CALLS = (
     "openat,write,pwrite64,writev,close,fsync,fdatasync,ftruncate,fallocate,mkdir,rename,renameat,renameat2,unlink,unlinkat,"
-    "rmdir,chmod,fchmod,utimensat,copy_file_range,sendfile,mmap,msync,getdents64,lseek,newfstatat"
+    "rmdir,chmod,fchmod,fcntl,utimensat,copy_file_range,sendfile,mmap,msync,getdents64,lseek,newfstatat"
 )
 DECISIVE = ("fsync", "rename", "renameat2", "unlinkat", "rmdir", "mkdir", "write")
 

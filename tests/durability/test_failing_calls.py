@@ -56,3 +56,14 @@ def test_a_file_system_that_cannot_flush_folders_is_no_reason_to_save_nothing(vi
     assert "(INJECTED)" in log.read_text()
     assert_whole(folder)
     assert [each.step for each in list_checkpoints(folder)] == [3]
+
+
+def test_a_file_system_that_refuses_direct_writes_is_written_through_its_cache(
+    victims: Victims, tmp_path: Path
+) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    inject = ["-e", "trace=fcntl", "-e", "inject=fcntl:error=EINVAL"]
+    assert traced_save(victims, folder, False, inject, log) == 0, victims.errors.read_text()
+    assert "(INJECTED)" in log.read_text()
+    assert_whole(folder)
+    assert [each.step for each in list_checkpoints(folder)] == [3]

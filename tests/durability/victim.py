@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ import torch
 from tests.tiny import RegressionData, TinyRegression, tiny_llama, token_data
 
 from onward import Trainer, TrainerCallback, TrainingArguments
-from onward.checkpoint import list_checkpoints, problems
+from onward.checkpoint import list_checkpoints, problems, sink
 from onward.errors import SaveFailed
 
 STEPS = 12
@@ -135,6 +136,7 @@ GATE = os.pipe()
 
 def main() -> None:
     """Serve commands until stdin closes."""
+    sink.BLOCK = mmap.PAGESIZE  # so that files of tiny models are large enough to be written directly
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     make_trainer("unused", save_strategy="no", max_steps=1).train()  # everything that is imported late is imported
     tiny_llama()

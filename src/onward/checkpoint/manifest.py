@@ -11,25 +11,17 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onward.checkpoint import layout
+from onward.checkpoint.digest import ALGORITHMS, CURRENT, FileRecord, digest_file
 from onward.errors import BrokenCheckpoint
 
-FORMAT = 1
-_CHUNK = 1 << 22
+FORMAT = 2
 _NO_SUCH_CALL = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF})
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size in bytes and SHA-256 of one file."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -41,7 +33,8 @@ class Manifest:
     saved_at: float
     """Seconds since the epoch, by the clock of the machine that wrote it."""
     files: dict[str, FileRecord] = field(default_factory=dict)
-    format: int = FORMAT
+    algorithm: str = CURRENT
+    """Of the files' digests, by its name in `digest.ALGORITHMS`."""
 
     @property
     def size(self) -> int:
@@ -49,16 +42,31 @@ class Manifest:
         return sum(record.size for record in self.files.values())
 
 
-def seal(folder: Path, run: str, step: int, saved_after: float = 0.0) -> Manifest:
+def seal(
+    folder: Path, run: str, step: int, saved_after: float = 0.0, flushed: Mapping[Path, FileRecord] | None = None
+) -> Manifest:
     """Flush every file under `folder` to disk, then write and flush the manifest that names them all.
 
-    `saved_after`: when the newest checkpoint beside it was saved. The clock may have been set back since then, and the
-    run that saved last must stay the newest.
+    Args:
+        folder: what shall be whole.
+        run: id of the run.
+        step: optimizer step.
+        saved_after: when the newest checkpoint beside it was saved. The clock may have been set back since then, and
+            the run that saved last must stay the newest.
+        flushed: files that are on disk already, with what was written to them; these are not read again.
+
+    Raises:
+        OSError: the disk refused, or one of `flushed` is not as long as what was written.
     """
     files: dict[str, FileRecord] = {}
     folders = {folder}
     for path in _files_under(folder):
-        files[path.relative_to(folder).as_posix()] = _hash_file(path, flush=True)
+        record = (flushed or {}).get(path)
+        if record is None:
+            record = digest_file(path, flush=True)
+        elif (size := path.stat().st_size) != record.size:
+            raise OSError(errno.EIO, f"has {size} bytes after {record.size} were written", os.fspath(path))
+        files[path.relative_to(folder).as_posix()] = record
         folders.update(parent for parent in path.parents if folder in parent.parents)
     manifest = Manifest(run=run, step=step, saved_at=max(time.time(), saved_after + 0.001), files=files)
     write_flushed(folder / layout.MANIFEST, _encode(manifest))
@@ -97,7 +105,7 @@ def compare(folder: Path, manifest: Manifest, deep: bool = True) -> list[str]:
             size = path.stat().st_size
             if size != record.size:
                 problems.append(f"{name} has {size} bytes, expected {record.size}")
-            elif deep and _hash_file(path).sha256 != record.sha256:
+            elif deep and digest_file(path, manifest.algorithm).digest != record.digest:
                 problems.append(f"{name} has the right size but its content was altered (hash differs)")
         except FileNotFoundError:
             problems.append(f"{name} is missing")
@@ -135,26 +143,14 @@ def _files_under(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _hash_file(path: Path, flush: bool = False) -> FileRecord:
-    digest = hashlib.sha256()
-    size = 0
-    with open(path, "rb", buffering=0) as handle:
-        buffer = memoryview(bytearray(_CHUNK))
-        while count := handle.readinto(buffer):
-            digest.update(buffer[:count])
-            size += count
-        if flush:
-            os.fsync(handle.fileno())
-    return FileRecord(size, digest.hexdigest())
-
-
 def _encode(manifest: Manifest) -> bytes:
     body: dict[str, Any] = {
-        "format": manifest.format,
+        "format": FORMAT,
         "run": manifest.run,
         "step": manifest.step,
         "saved_at": manifest.saved_at,
-        "files": {name: {"size": r.size, "sha256": r.sha256} for name, r in manifest.files.items()},
+        "algorithm": manifest.algorithm,
+        "files": {name: {"size": r.size, "digest": r.digest} for name, r in manifest.files.items()},
     }
     # A flipped bit in the step or the run id would send rotation and resume astray, so the manifest vouches for itself.
     body["self"] = _digest(body)
@@ -164,12 +160,15 @@ def _encode(manifest: Manifest) -> bytes:
 def _decode(text: bytes) -> Manifest:
     body = json.loads(text)
     claimed = body.pop("self")
-    if body["format"] != FORMAT:
-        raise ValueError(f"has format {body['format']!r}, this version of onward reads format {FORMAT}")
+    if body["format"] not in (1, FORMAT):
+        raise ValueError(f"has format {body['format']!r}, this version of onward reads formats 1 to {FORMAT}")
     if claimed != _digest(body):
         raise ValueError("was altered (its own hash differs)")
-    files = {str(name): FileRecord(int(r["size"]), str(r["sha256"])) for name, r in body["files"].items()}
-    return Manifest(str(body["run"]), int(body["step"]), float(body["saved_at"]), files)
+    algorithm, key = ("sha256", "sha256") if body["format"] == 1 else (str(body["algorithm"]), "digest")
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"has digests by {algorithm}, this version of onward knows {', '.join(ALGORITHMS)}")
+    files = {str(name): FileRecord(int(r["size"]), str(r[key])) for name, r in body["files"].items()}
+    return Manifest(str(body["run"]), int(body["step"]), float(body["saved_at"]), files, algorithm)
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -14,10 +14,12 @@ import ctypes
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from onward.checkpoint import layout, manifest
+from onward.checkpoint.digest import FileRecord
 from onward.checkpoint.owner import Owner, current
 from onward.errors import BrokenCheckpoint
 
@@ -50,9 +52,12 @@ class Staging:
         path.mkdir(parents=True, exist_ok=True)
         return cls(path.parent, path, target)
 
-    def commit(self, run: str, step: int) -> manifest.Manifest:
-        """Flush and seal what was written, then let it appear as `target`, replacing an older one of that name."""
-        sealed = manifest.seal(self.path, run, step, saved_after=_latest_save(self.target.parent))
+    def commit(self, run: str, step: int, flushed: Mapping[Path, FileRecord] | None = None) -> manifest.Manifest:
+        """Flush and seal what was written, then let it appear as `target`, replacing an older one of that name.
+
+        `flushed`: the files that are on disk and hashed already (`sink.Sinks.records`).
+        """
+        sealed = manifest.seal(self.path, run, step, _latest_save(self.target.parent), flushed)
         _move_into_place(self.path, self.target, self.outer)
         manifest.flush_folder(self.target.parent)
         self.discard()

@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from onward.checkpoint import layout, structure
+from onward.checkpoint import layout, parts, structure
+from onward.checkpoint.sink import Create, create_plain
+from onward.checkpoint.tensors import write_safetensors
 from onward.errors import BrokenCheckpoint
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ def save_weights(
     state_dict: Mapping[str, Any] | None = None,
     max_shard_size: str | int = "50GB",
     is_main_process: bool = True,
+    create: Create = create_plain,
 ) -> None:
     """Write a model's weights (and its configuration, where it has one) into `folder`.
 
@@ -76,6 +79,7 @@ def save_weights(
         state_dict: weights to write instead of the model's current ones.
         max_shard_size: a file grows no larger than this (``"50GB"``, or bytes) unless one tensor is larger.
         is_main_process: False on ranks that only take part in gathering.
+        create: opens the files (not those of transformers and PEFT, which open theirs themselves).
     """
     if is_pretrained(model) or is_peft(model):
         # `save_pretrained` takes entries out of the dict that it is given.
@@ -85,26 +89,25 @@ def save_weights(
             model.save_pretrained(folder, state_dict=given, is_main_process=is_main_process, **extra)  # type: ignore[operator]
     elif is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(model.state_dict() if state_dict is None else state_dict, folder, max_shard_size)
+        save_tensors(model.state_dict() if state_dict is None else state_dict, folder, max_shard_size, create)
 
 
-def save_tensors(state: Mapping[str, Any], folder: Path, max_shard_size: str | int = "50GB") -> None:
+def save_tensors(
+    state: Mapping[str, Any], folder: Path, max_shard_size: str | int = "50GB", create: Create = create_plain
+) -> None:
     """Write a state dict as ``model.safetensors`` or shards; one with more than tensors as ``pytorch_model.bin``."""
-    from safetensors.torch import save_file
-
     if not all(isinstance(value, torch.Tensor) for value in state.values()):
-        torch.save(dict(state), folder / layout.WEIGHTS_BIN)
+        parts.write_torch(dict(state), folder / layout.WEIGHTS_BIN, create)
         return
     tensors = _separate(state)
     shards = _split(tensors, parse_size(max_shard_size))
-    metadata = {"format": "pt"}
     if len(shards) == 1:
-        save_file(tensors, folder / layout.WEIGHTS, metadata=metadata)
+        write_safetensors(tensors, folder / layout.WEIGHTS, create)
         return
     where: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = layout.shard_name(number, len(shards))
-        save_file({name: tensors[name] for name in names}, folder / file, metadata=metadata)
+        write_safetensors({name: tensors[name] for name in names}, folder / file, create)
         where.update(dict.fromkeys(names, file))
     total = sum(_bytes(tensor) for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}

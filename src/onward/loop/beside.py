@@ -16,6 +16,7 @@ from onward.arguments import option
 from onward.checkpoint import layout, parts, ranks, store, weights
 from onward.checkpoint.failures import is_storage_failure
 from onward.checkpoint.record import RunRecord, new_run_id
+from onward.checkpoint.sink import Create, Sinks
 from onward.checkpoint.snapshot import NotCopyableError, Snapshot
 from onward.checkpoint.staging import Staging
 from onward.checkpoint.writer import Writer
@@ -63,7 +64,7 @@ class _Copies:
     """Everything that the writer puts into files; nothing in it changes when training goes on."""
 
     snapshot: Snapshot
-    write_model: Callable[[Path, Any], None]
+    write_model: Callable[[Path, Any, Create], None]
     scheduler: Any
     scaler: Any
     state: Any
@@ -111,7 +112,7 @@ def _copy_state(host: CheckpointHooks) -> _Copies:
     )
 
 
-def _model_to_write(host: CheckpointHooks, model: Any) -> tuple[Any, Callable[[Path, Any], None]]:
+def _model_to_write(host: CheckpointHooks, model: Any) -> tuple[Any, Callable[[Path, Any, Create], None]]:
     """Return the weights to copy, and what writes the copy.
 
     Raises:
@@ -121,8 +122,8 @@ def _model_to_write(host: CheckpointHooks, model: Any) -> tuple[Any, Callable[[P
         raise NotCopyableError(f"a {type(model).__name__} decides itself what to save")
     limit = option(host.args, "max_shard_size")
 
-    def write(folder: Path, copied: Any) -> None:
-        weights.save_weights(model, folder, copied, limit)
+    def write(folder: Path, copied: Any, create: Create) -> None:
+        weights.save_weights(model, folder, copied, limit, create=create)
 
     return model.state_dict(), write
 
@@ -133,8 +134,9 @@ def _save_beside(job: SaveJob, copies: _Copies) -> None:
         copies.snapshot.wait()
         staging = Staging.create(job.target)
         try:
-            _write_copies(job, copies, staging.path)
-            staging.commit(job.record.run, job.record.step)
+            sinks = Sinks()
+            _write_copies(job, copies, staging.path, sinks.create)
+            staging.commit(job.record.run, job.record.step, sinks.records)
         except BaseException:
             staging.discard()
             raise
@@ -145,14 +147,14 @@ def _save_beside(job: SaveJob, copies: _Copies) -> None:
     rotate(job.record.run, job.target, job.limit, job.best)
 
 
-def _write_copies(job: SaveJob, copies: _Copies, folder: Path) -> None:
+def _write_copies(job: SaveJob, copies: _Copies, folder: Path, create: Create) -> None:
     model_state, optimizer = copies.snapshot.tree
-    copies.write_model(folder, model_state)
+    copies.write_model(folder, model_state, create)
     if copies.tokenizer is not None:
         copies.tokenizer.save_pretrained(folder)
     (folder / layout.TRAINING_ARGS).write_bytes(copies.training_args)
     if optimizer is not None:
-        parts.write_torch(optimizer, folder / layout.OPTIMIZER)
+        parts.write_torch(optimizer, folder / layout.OPTIMIZER, create)
         parts.write_torch(copies.scheduler, folder / layout.SCHEDULER)
         if copies.scaler is not None:
             parts.write_torch(copies.scaler, folder / layout.SCALER)
