@@ -50,7 +50,7 @@ def default_data_collator(features: Sequence[Any], return_tensors: str = "pt") -
     """
     if return_tensors not in ("pt", "np"):
         raise UsageError(f"return_tensors={return_tensors!r} is unknown, expected 'pt' (tensors) or 'np' (arrays).")
-    samples = [feature if isinstance(feature, Mapping) else _attributes(feature) for feature in features]
+    samples = [f if type(f) is dict or isinstance(f, Mapping) else _attributes(f) for f in features]
     stack, stack_as = (_stack, _stack_as) if return_tensors == "pt" else (_stack_arrays, _stack_arrays_as)
     batch = _collate_labels(samples, stack_as)
     for key, value in samples[0].items():

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from onward.data.collate import default_data_collator
 from onward.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -55,13 +56,11 @@ class ColumnDroppingCollator:
 
     def __call__(self, features: list[Any]) -> Any:
         """Collate a list of samples; those that are not dictionaries pass as they are."""
-        wanted = self._wanted
-        return self.data_collator(
-            [
-                dict(f) if type(f) is dict and f and f.keys() <= wanted else self._drop(f) if isinstance(f, dict) else f
-                for f in features
-            ]
-        )
+        if not (set(map(type, features)) == {dict} and all(map(self._wanted.issuperset, features))):
+            features = [self._drop(f) if isinstance(f, dict) else f for f in features]
+        elif self.data_collator is not default_data_collator:  # others may take keys out of what the data set keeps
+            features = list(map(dict, features))
+        return self.data_collator(features)
 
     def _drop(self, sample: dict[str, Any]) -> dict[str, Any]:
         kept = {k: v for k, v in sample.items() if k in self._wanted}

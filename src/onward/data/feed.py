@@ -6,7 +6,7 @@ import base64
 import io
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,8 +30,8 @@ class Feed:
     it is and replayed on resume.
     """
 
-    def __init__(self, loader: Any, share: Share, move: Callable[[Any], Any]) -> None:
-        """`loader`: what `get_train_dataloader` returned; `move` puts a batch on the training device."""
+    def __init__(self, loader: Any, share: Share, move: Callable[[Any], Any] | None = None) -> None:
+        """`loader`: what `get_train_dataloader` returned; `move` puts a batch on the training device, where it must."""
         self.share = share
         native = loader if isinstance(loader, TrainLoader) else adopt_loader(loader, share, move)
         self.loader: Any = loader if native is None else native
@@ -67,7 +67,8 @@ class Feed:
             return self._counted(_drop(whole, skip), skip)
         self._native.set_epoch(epoch)
         left = self._native.enter(skip, (restored or {}).get("stream"))
-        native = iter(self._native) if self._limit is None else self._native.pieces()
+        # Not yet `iter`: torch's loader draws from the global generator when it begins, which the first pull does.
+        native = self._native if self._limit is None else self._native.pieces()
         return self._counted(_drop(native, left), skip)
 
     @property
@@ -152,7 +153,7 @@ class Feed:
             return [1.0] * count
         return [batches.weight(number) for number in range(self._given - count, self._given)]
 
-    def _counted(self, batches: Iterator[Any], skipped: int) -> Iterator[Any]:
+    def _counted(self, batches: Iterable[Any], skipped: int) -> Iterator[Any]:
         self._given, self._undrawn = skipped, None
         for batch in batches:
             self._given += len(batch.batches()) if isinstance(batch, Pieces) else 1
@@ -232,16 +233,19 @@ def _unpack(text: str) -> dict[str, Any]:
     return state
 
 
-def _drop(batches: Iterator[Any], count: int) -> Iterator[Any]:
-    if not count:
-        yield from batches
-        return
+def _drop(batches: Iterable[Any], count: int) -> Iterable[Any]:
+    """`batches` without the first `count` of them, which are pulled when the first one is asked for."""
+    return _dropped(batches, count) if count else batches
+
+
+def _dropped(batches: Iterable[Any], count: int) -> Iterator[Any]:
+    rest = iter(batches)
     logger.warning(
         "Resuming: this data cannot be entered in the middle, so %s micro-batches are pulled and dropped.", f"{count:,}"
     )
     begin = last = time.monotonic()
     for number in range(1, count + 1):
-        if next(batches, None) is None:
+        if next(rest, None) is None:
             return
         now = time.monotonic()
         if now - last > 10:
@@ -249,7 +253,7 @@ def _drop(batches: Iterator[Any], count: int) -> Iterator[Any]:
             left = (now - begin) / number * (count - number)
             logger.warning("Resuming: dropped %s of %s micro-batches, about %.0f s left.", number, count, left)
     logger.warning("Resuming: dropped %s micro-batches in %.1f s.", count, time.monotonic() - begin)
-    yield from batches
+    yield from rest
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:

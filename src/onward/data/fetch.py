@@ -66,7 +66,7 @@ class Samples(Dataset[Any]):
         if not isinstance(indices, Indices):
             indices = Indices(list(indices))
         in_worker = torch.utils.data.get_worker_info() is not None
-        samples = self.watch.run(partial(self.plain, indices), partial(self._seeded, indices), in_worker=in_worker)
+        samples = self.watch.run(self.plain, self._seeded, indices, in_worker=in_worker)
         return Fetched(samples, indices)
 
     def plain(self, indices: Indices) -> list[Any]:

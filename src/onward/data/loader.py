@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -148,20 +149,18 @@ class TrainLoader(DataLoader[Any]):
 
     def pieces(self) -> Iterator[Pieces]:
         """Iterate as always, but over micro-batches as `Pieces`."""
-        return self._on_device(map(_as_pieces, self._batches()))
+        yield from self._on_device(map(_as_pieces, self._batches()))
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for batch in self._on_device(self._batches()):
-            if isinstance(batch, Pieces):
-                yield from batch
-            else:
-                yield batch
+        batches = self._on_device(self._batches())
+        in_pieces = isinstance(self.collate_fn, Collate) and self.collate_fn.limit is not None
+        return chain.from_iterable(map(_as_pieces, batches)) if in_pieces else batches
 
     def _on_device(self, batches: Iterator[Any]) -> Iterator[Any]:
         # Of a stream nothing is pulled ahead: its state has to be that behind the batch given out last.
         if isinstance(self.move, Transfer) and isinstance(self.dataset, Samples):
             return one_ahead(batches, Piecewise(self.move))
-        return map(self._moved, batches)
+        return batches if self.move is None else map(self._moved, batches)
 
     def _moved(self, batch: Any) -> Any:
         if self.move is None:
@@ -169,10 +168,14 @@ class TrainLoader(DataLoader[Any]):
         return batch.each(self.move) if isinstance(batch, Pieces) else self.move(batch)
 
     def _batches(self) -> Iterator[Any]:
+        # No generator around the batches of map-style data: each one that they pass through costs a microsecond.
+        return self._tracked() if isinstance(self.dataset, Stream) else super().__iter__()
+
+    def _tracked(self) -> Iterator[Any]:
         track = self._track
         batches = super().__iter__()
-        if isinstance(self.dataset, Stream) and self.num_workers:
-            self.dataset.starts = {}  # the workers have their copies; this one would start the next epoch there too
+        if self.num_workers:
+            self.dataset.starts = {}  # type: ignore[attr-defined]  # the workers have theirs; the next epoch has none
         try:
             for batch in batches:
                 if isinstance(batch, Carried):
@@ -247,7 +250,7 @@ def build_loader(
     return TrainLoader(samples, batch_sampler=batches, collate_fn=Collate(collator, samples), **options)
 
 
-def adopt_loader(loader: Any, share: Share, move: Callable[[Any], Any]) -> TrainLoader | None:
+def adopt_loader(loader: Any, share: Share, move: Callable[[Any], Any] | None) -> TrainLoader | None:
     """Rebuild a plain `DataLoader` that the user made, so that a run can enter it anywhere.
 
     Returns `None` for anything whose iteration may be more than its parts (a subclass, a custom iterable, batches made

@@ -267,7 +267,7 @@ def batch_at(host: TrainerBase, step: int) -> list[Any]:
     if not 1 <= step <= last:
         raise UsageError(f"batch_at({step}): this run has the steps 1 to {last}.")
     epoch, in_epoch = divmod(step - 1, plan.steps_per_epoch)
-    feed = Feed(loader, share_of(host), engine.mover(host.accelerator, False) or same)
+    feed = Feed(loader, share_of(host), engine.mover(host.accelerator, False))
 
     def batches() -> list[Any]:
         if not plan.has_length:
@@ -341,8 +341,3 @@ def _begin_of(host: TrainerBase, epoch: int) -> dict[str, Any]:
         "onward shuffle (train_sampling_strategy='random' without a loader or generator of your own), whose order is "
         "a function of (seed, epoch)."
     )
-
-
-def same(batch: Any) -> Any:
-    """What moves a batch to where it is already."""
-    return batch

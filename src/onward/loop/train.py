@@ -26,7 +26,7 @@ from onward.loop.account import speed_account
 from onward.loop.checks import check_training
 from onward.loop.compilation import compile_model, open_compilation
 from onward.loop.continuing import restore_run
-from onward.loop.feeding import plan_run, same, share_of, strategy_name
+from onward.loop.feeding import plan_run, share_of, strategy_name
 from onward.loop.fit import Run, fit
 from onward.loop.grow import grow
 from onward.loop.leave import finish_saving, watch
@@ -136,7 +136,7 @@ def run(host: TrainerBase, checkpoint: str | None, trial: Any, ignore_keys: list
         host._train_batch_size = host.args.train_batch_size  # an earlier call may have found another one
     loader = host.get_train_dataloader()
     host.plan = plan_run(host, loader, host.args)
-    feed = Feed(loader, share_of(host), engine.mover(host.accelerator, host.args.dataloader_pin_memory) or same)
+    feed = Feed(loader, share_of(host), engine.mover(host.accelerator, host.args.dataloader_pin_memory))
     host.feed = feed
     host._compilation = open_compilation(host)
     _start_state(host, trial)
