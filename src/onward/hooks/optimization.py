@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from onward.errors import UsageError
 from onward.hooks.base import TrainerBase
+from onward.optim.schedulers import current_rate
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +62,6 @@ class OptimizationHooks(TrainerBase):
         return optimizer_class_and_kwargs(args, model)
 
     def _get_learning_rate(self) -> float:
-        from onward.optim.schedulers import current_rate
-
         return current_rate(self.lr_scheduler, self.optimizer, self.is_deepspeed_enabled)
 
     def get_learning_rates(self) -> list[float]:
@@ -89,11 +88,11 @@ class OptimizationHooks(TrainerBase):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip gradients to ``max_grad_norm``; returns the norm they had, a tensor on the device."""
-        return self._gradients_of(model).clip(self.accelerator, self.args.max_grad_norm)
+        return self._gradients_of(model).clip(self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The norm as `_clip_grad_norm` found it, or measured now; a tensor on the device, so that nothing waits."""
-        return self._gradients_of(model).norm(self.accelerator) if grad_norm is None else grad_norm
+        return self._gradients_of(model).norm() if grad_norm is None else grad_norm
 
     def _clear_gradients(self, model: nn.Module) -> None:
         """Set the gradients to None, without the walk through the modules that ``model.zero_grad()`` is."""
@@ -104,5 +103,5 @@ class OptimizationHooks(TrainerBase):
         if self._gradients is None or self._gradients.model is not model:
             from onward.optim.clip import Gradients
 
-            self._gradients = Gradients(model)
+            self._gradients = Gradients(model, self.accelerator)
         return self._gradients

@@ -16,48 +16,51 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from onward.optim.groups import mesh_of
 
 _OWN_RULES = ("FSDP", "DEEPSPEED", "XLA", "MEGATRON_LM")
+_SURELY_BELOW = 0.99
+"""A norm of at most this share of the limit is not cut, however its number format rounds."""
 
 
 class Gradients:
     """The gradients of one model. Its parameters are listed once: walking a deep model at each step adds up."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, accelerator: Any) -> None:
         self.model = model
         self.parameters = list(model.parameters())
-        self._sharded = any(mesh_of(p) is not None for p in self.parameters)
+        self._accelerator = accelerator
+        kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
+        # Whether gradients are sharded in a way that accelerate must reduce.
+        self._by_accelerate = kind in _OWN_RULES or any(mesh_of(p) is not None for p in self.parameters)
+        self._scaled = getattr(accelerator, "mixed_precision", None) == "fp16"
 
-    def clip(self, accelerator: Any, max_norm: float) -> Tensor | None:
+    def clip(self, max_norm: float) -> Tensor | None:
         """Scale all gradients so that their norm is at most ``max_norm``, and return the norm that they had.
 
         The result is a 0-d tensor on the device, None where DeepSpeed has none yet.
         """
-        if self._needs(accelerator):
-            return _as_tensor(accelerator.clip_grad_norm_(self.parameters, max_norm))
-        norm = self._local_norm(accelerator)
-        clip_grads_with_norm_(self.parameters, max_norm, norm)
+        if self._by_accelerate:
+            return _as_tensor(self._accelerator.clip_grad_norm_(self.parameters, max_norm))
+        norm = self._local_norm()
+        # On a CPU reading the norm is free, and the factor would be exactly 1.
+        if not (norm.is_cpu and norm.item() < _SURELY_BELOW * max_norm):
+            clip_grads_with_norm_(self.parameters, max_norm, norm)
         return norm
 
-    def norm(self, accelerator: Any) -> Tensor | None:
+    def norm(self) -> Tensor | None:
         """Return the 2-norm of all gradients as one vector: a 0-d tensor on the device."""
-        if self._needs(accelerator):
+        if self._by_accelerate:
             # An infinite limit cuts nothing, and lets accelerate do what this kind of sharding needs.
-            return _as_tensor(accelerator.clip_grad_norm_(self.parameters, float("inf")))
-        return self._local_norm(accelerator)
+            return _as_tensor(self._accelerator.clip_grad_norm_(self.parameters, float("inf")))
+        return self._local_norm()
 
-    def _local_norm(self, accelerator: Any) -> Tensor:
-        if getattr(accelerator, "mixed_precision", None) == "fp16":
-            accelerator.unscale_gradients()
+    def _local_norm(self) -> Tensor:
+        if self._scaled:
+            self._accelerator.unscale_gradients()
         return get_total_norm(_present(self.parameters))
 
     def clear(self) -> None:
         """Set all gradients to None."""
         for parameter in self.parameters:
             parameter.grad = None
-
-    def _needs(self, accelerator: Any) -> bool:
-        """Whether gradients are sharded in a way that accelerate must reduce."""
-        kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
-        return self._sharded or kind in _OWN_RULES
 
 
 def _present(parameters: Sequence[Tensor]) -> list[Tensor]:
