@@ -247,6 +247,10 @@ def place(data: Any, device: torch.device, inner: Callable[[Any], Any] | None = 
     if isinstance(data, torch.Tensor):
         return data if data.device == device else data.to(device)
     if inner is None:
+        if type(data) is dict:  # at every micro-batch, whose tensors are there already
+            return {
+                k: v if type(v) is torch.Tensor and v.device == device else place(v, device) for k, v in data.items()
+            }
         inner = functools.partial(place, device=device)
     if hasattr(data, "items") and hasattr(data, "keys"):  # BatchEncoding and other mappings, too
         return type(data)({k: inner(v) for k, v in data.items()})
@@ -257,17 +261,28 @@ def place(data: Any, device: torch.device, inner: Callable[[Any], Any] | None = 
     return data
 
 
-def backward(accelerator: Accelerator, loss: torch.Tensor, options: dict[str, Any]) -> None:
-    """Run backward through the accelerator, or past it where it would only divide the loss by 1 before."""
-    passes_on = (
-        not options
-        and "backward" not in vars(accelerator)  # people put their own in its place
-        and type(accelerator).__module__ == "accelerate.accelerator"
-        and accelerator.scaler is None
-        and accelerator.gradient_accumulation_steps == 1
-        and str(getattr(accelerator.distributed_type, "value", "")) in ("NO", "MULTI_CPU", "MULTI_GPU")
-    )
-    loss.backward() if passes_on else accelerator.backward(loss, **options)  # type: ignore[no-untyped-call]
+class Ways:
+    """What of a step depends on the accelerator. It is settled when a run begins, for each of these questions leads
+    through several of accelerate's objects, and a step asks them at every micro-batch."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.several: bool = accelerator.num_processes > 1
+        """Whether there are other processes."""
+        self._accelerator = accelerator
+        self._only_divides = (
+            type(accelerator).__module__ == "accelerate.accelerator"
+            and accelerator.scaler is None
+            and accelerator.gradient_accumulation_steps == 1
+            and str(getattr(accelerator.distributed_type, "value", "")) in ("NO", "MULTI_CPU", "MULTI_GPU")
+        )
+
+    def backward(self, loss: torch.Tensor, options: dict[str, Any]) -> None:
+        """Run backward through the accelerator, or past it where it would only divide the loss by 1 before."""
+        # People put a `backward` of their own in the place of accelerate's.
+        if self._only_divides and not options and "backward" not in vars(self._accelerator):
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self._accelerator.backward(loss, **options)
 
 
 def unwrapped(accelerator: Accelerator, model: nn.Module) -> nn.Module:

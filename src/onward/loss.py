@@ -72,22 +72,29 @@ def loss_of(outputs: Any, input_names: Iterable[str], label_names: Iterable[str]
     Raises `UsageError` for outputs without one, naming what the model was given (``input_names``) and what it takes for
     labels (``label_names``).
     """
-    found: Tensor | None = None
-    if isinstance(outputs, Mapping):
-        found, got = outputs.get("loss"), f"outputs {', '.join(outputs)}"
+    found: Tensor | None
+    if isinstance(outputs, (dict, Mapping)):
+        found = outputs.get("loss")
     elif outputs is None or (isinstance(outputs, Tensor) and outputs.shape != (1,)):
-        # A tensor of logits has a first entry, too, which would be trained on.
-        got = "None" if outputs is None else f"a tensor of shape {tuple(outputs.shape)}"
+        found = None  # a tensor of logits has a first entry, too, which would be trained on
     else:
-        found, got = outputs[0], type(outputs).__name__
+        found = outputs[0]
     if found is None:
         given, labels = ", ".join(input_names), ", ".join(label_names) or "none"
         raise UsageError(
-            f"the model returned no loss: got {got} for the inputs {given}; expected a dictionary with an entry "
-            f"'loss', or a tuple that starts with it. The labels that its forward takes: {labels}. Give the data set "
-            "these, pass compute_loss_func, or override compute_loss"
+            f"the model returned no loss: got {_described(outputs)} for the inputs {given}; expected a dictionary with "
+            f"an entry 'loss', or a tuple that starts with it. The labels that its forward takes: {labels}. Give the "
+            "data set these, pass compute_loss_func, or override compute_loss"
         )
     return found
+
+
+def _described(outputs: Any) -> str:
+    if isinstance(outputs, Mapping):
+        return f"outputs {', '.join(outputs)}"
+    if outputs is None:
+        return "None"
+    return f"a tensor of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
 
 
 def unfit_loss(loss: Any) -> UsageError:

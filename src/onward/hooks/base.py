@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onward.callbacks import CallbackHandler
     from onward.cursor import Cursor
     from onward.data.feed import Feed
+    from onward.engine import Ways
     from onward.leaving import Leaving
     from onward.loop.accidents import Rollback
     from onward.loop.undo import Buffers
@@ -64,6 +65,7 @@ class TrainerBase:
     meters: Meters
     feed: Feed | None = None
     gather_function: Callable[[Any], Any]
+    _ways: Ways | None = None
     _shortcuts: Shortcuts | None = None
     _compilation: Compilation | None = None
 

@@ -143,9 +143,10 @@ class TrainingHooks(TrainerBase):
         with self.compute_loss_context_manager():
             loss: torch.Tensor = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         del inputs
-        if not (torch.is_tensor(loss) and loss.requires_grad and loss.numel() == 1):
+        if not (isinstance(loss, torch.Tensor) and loss.requires_grad and loss.numel() == 1):
             raise unfit_loss(loss)
-        every = self.args.torch_empty_cache_steps
+        args, ways = self.args, self._ways or engine.Ways(self.accelerator)
+        every = args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             engine.empty_cache()
         if not self._loss_is_scaled(num_items_in_batch):
@@ -155,10 +156,9 @@ class TrainingHooks(TrainerBase):
                 loss = loss * self._micro_batch_weight
         elif self._micro_batch_weight == 0.0:
             loss = loss * 0.0  # a phantom: it takes part in the exchange of gradients, and adds nothing
-        if self.accelerator.num_processes > 1:
-            loss = spread_accidents(self.args, loss)
-        options = {"learning_rate": self._get_learning_rate()} if self.args.optim in ("lomo", "adalomo") else {}
-        engine.backward(self.accelerator, loss, options)
+        if ways.several:
+            loss = spread_accidents(args, loss)
+        ways.backward(loss, {"learning_rate": self._get_learning_rate()} if args.optim in ("lomo", "adalomo") else {})
         return loss.detach()
 
     def _open_shortcuts(self) -> Shortcuts | None:
@@ -193,20 +193,21 @@ class TrainingHooks(TrainerBase):
         labels = None
         if not hasattr(inputs, "keys"):
             raise not_a_batch(inputs)
-        if (self.label_smoother is not None or self.compute_loss_func is not None) and "labels" in inputs:
+        own_loss, is_counted = self.compute_loss_func, num_items_in_batch is not None
+        if (own_loss is not None or self.label_smoother is not None) and "labels" in inputs:
             labels = inputs.pop("labels")
-        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
+        if is_counted and self.model_accepts_loss_kwargs:
             inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
         outputs = model(**inputs)
-        if self.compute_loss_func is not None:
-            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+        if own_loss is not None:
+            loss = own_loss(outputs, labels, num_items_in_batch=num_items_in_batch)
         elif labels is not None:
             base = engine.unwrapped(self.accelerator, model)
             loss = flow.smoothed_loss(self.label_smoother, base, (outputs, labels), num_items_in_batch)
         else:
             loss = loss_of(outputs, inputs, self.label_names)
-        takes_count = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
-        if self.args.average_tokens_across_devices and takes_count and num_items_in_batch is not None:
+        takes_count = is_counted and (self.model_accepts_loss_kwargs or own_loss is not None)
+        if takes_count and self.args.average_tokens_across_devices:
             # Each process divided by the count of all of them, and DDP averages where a sum is wanted.
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
@@ -217,14 +218,14 @@ class TrainingHooks(TrainerBase):
         It is empty, because accelerate wraps the model's forward in autocast, unless `autocast_smart_context_manager`
         is overridden.
         """
-        stack, autocast = contextlib.ExitStack(), self.autocast_smart_context_manager()
-        if not isinstance(autocast, contextlib.nullcontext):
+        stack, autocast = _Contexts(), self.autocast_smart_context_manager()
+        if autocast is not _NOTHING:
             stack.enter_context(autocast)
         return stack
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """An autocast context to override; empty, because accelerate wraps the model's forward in one."""
-        return contextlib.nullcontext()
+        return _NOTHING
 
     def _prepare_input(self, data: Any) -> Any:
         """Move tensors to the training device, also nested ones, each of which an override sees."""
@@ -253,8 +254,10 @@ class TrainingHooks(TrainerBase):
     def _gradient_sync(self, model: nn.Module, is_last: bool) -> Any:
         """The context of one micro-batch: gradients are exchanged between processes behind the last one only."""
         state = self.accelerator.gradient_state
-        state._set_sync_gradients(is_last)
-        if is_last or self.accelerator.num_processes == 1 or state.plugin_kwargs.get("sync_each_batch", False):
+        if state.sync_gradients is not is_last:
+            state._set_sync_gradients(is_last)
+        several = (self._ways or engine.Ways(self.accelerator)).several
+        if is_last or not several or state.plugin_kwargs.get("sync_each_batch", False):
             return _NOTHING
         return self.accelerator.no_sync(model=model)
 
@@ -351,6 +354,13 @@ class TrainingHooks(TrainerBase):
     def end(self) -> None:
         """Close trackers and the process group, at the very end of a script."""
         self.accelerator.end_training()
+
+
+class _Contexts(contextlib.ExitStack):
+    """A stack that is left at once while it is empty, as it is at nearly every micro-batch."""
+
+    def __exit__(self, *details: Any) -> bool:
+        return bool(self._exit_callbacks and super().__exit__(*details))  # type: ignore[attr-defined]
 
 
 _NOTHING = contextlib.nullcontext()

@@ -33,9 +33,9 @@ def count_micro_batch(host: TrainerBase, loss: torch.Tensor, inputs: Any) -> Non
     if loss.dim():  # of one number, as models return that gather it over devices
         loss = loss.reshape(())
     if host._loss_before is None:
-        host._loss_before = total.item() if total.device.type == "cpu" else total.clone()
+        host._loss_before = total.item() if total.is_cpu else total.clone()
     # On CPU reading a number is free; an accelerator decides for itself, without being waited for.
-    finite: Any = math.isfinite(loss.item()) if loss.device.type == "cpu" else torch.isfinite(loss)
+    finite: Any = math.isfinite(loss.item()) if loss.is_cpu else torch.isfinite(loss)
     host._loss_finite = finite if host._loss_finite is True else host._loss_finite & finite
     if not args.logging_nan_inf_filter or finite is True:
         total += loss
