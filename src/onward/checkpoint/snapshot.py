@@ -75,11 +75,9 @@ class HostBuffers:
         if total + _RESERVE > available_memory():
             raise MemoryError(f"a copy of the training state takes {total:,} bytes of host memory")
         size = -(-max(total, _ALIGN) // (1 << 21)) << 21
-        # Private: the first touch costs half of that of shared memory, which gets no huge pages by default either.
-        self._block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._block = mmap.mmap(-1, size)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._block.madvise(mmap.MADV_HUGEPAGE)
-            self._block.madvise(mmap.MADV_DONTFORK)  # loader workers need none of it, and copying on write would cost
         if cuda:
             self._pinned = int(_cudart().cudaHostRegister(self._address(), size, 0)) == 0
 

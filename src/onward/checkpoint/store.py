@@ -48,7 +48,7 @@ def list_checkpoints(folder: str | Path) -> list[Checkpoint]:
 def problems(path: str | Path, deep: bool = True) -> list[str]:
     """Return what is wrong with a checkpoint, one line per file; an empty list means whole.
 
-    `deep=True` hashes every file (about 1.5 GB/s a core); `deep=False` compares names and sizes only.
+    `deep=True` hashes every file (at the speed of the disk); `deep=False` compares names and sizes only.
     """
     folder = Path(path)
     try:

@@ -1,6 +1,6 @@
 """The asynchronous writer: one save in flight, in a thread of its own.
 
-A thread, not a process: measured on 240 MB, `torch.save` to a file object, safetensors and SHA-256 release the
+A thread, not a process: measured on 240 MB, `torch.save` to a file object, safetensors and digests release the
 interpreter lock nearly all the time (held 2 to 20 ms in all), so a process would gain little, and it would need the
 state in shared memory, two seconds to start and a guard in the user's script (docs/decisions has the figures).
 
