@@ -263,6 +263,7 @@ def answer(peer: str, workload: Workload, task: Task) -> dict[str, Any]:
     rows = workload.rows(task.steps * workload.batch)
     watch = Watch(task.steps, task.device)
     cuda = task.device == "cuda"
+    peers.clean_up()
     baseline = peers.resident()
     if cuda:
         torch.cuda.reset_peak_memory_stats()

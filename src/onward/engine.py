@@ -14,6 +14,7 @@ import torch
 
 from onward.data.ahead import Transfer
 from onward.errors import NotSupported, UsageError
+from onward.onhost import keep_mask
 from onward.speed.compiling import BLOCKS, missing_compiler
 
 if TYPE_CHECKING:
@@ -189,7 +190,11 @@ def mover(accelerator: Accelerator, non_blocking: bool) -> Callable[[Any], Any] 
         return None
     from accelerate.utils import send_to_device
 
-    send = functools.partial(send_to_device, device=accelerator.device, non_blocking=non_blocking)
+    def send(batch: Any) -> Any:
+        moved = send_to_device(batch, device=accelerator.device, non_blocking=non_blocking)
+        keep_mask(batch, moved)
+        return moved
+
     return SideStream(accelerator.device, send) if accelerator.device.type == "cuda" else send
 
 

@@ -91,6 +91,18 @@ def test_attention_is_that_of_a_block_diagonal_mask() -> None:
     assert not torch.allclose(windowed, attended([3, 1, 6]))
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_short_sequences_in_half_precision_are_attended_to_in_float32(autocast: bool) -> None:
+    """To the bit: no product of theirs is rounded but the last."""
+    parts = torch.randn(3, 1, 2, 9, 8).bfloat16()
+    bounds = torch.tensor([0, 4, 9], dtype=torch.int32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        half, _ = attend(torch.nn.Module(), *parts, None, cu_seq_lens_q=bounds)
+    full, _ = attend(torch.nn.Module(), *parts.float(), None, cu_seq_lens_q=bounds)
+    assert half.dtype is torch.bfloat16
+    assert torch.equal(half, full.bfloat16())
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [({"softcap": 30.0}, "softcap"), ({"s_aux": torch.ones(4)}, "s_aux"), ({"cu_seq_lens_q": None}, "no boundaries")],

@@ -13,15 +13,17 @@ from onward import Trainer, TrainerCallback, TrainingArguments
 from onward.speed.waste import Spent, largest_waste, peak_of, utilisation, workers_for
 from tests.tiny import pad_tokens, tiny_llama, token_data
 
-CLEAN = Spent(training=100, beside=0, data_wait=0, pad_share=0, workers=0, packs=False)
+CLEAN = Spent(training=100, beside=0, data_wait=0, pad_share=0, workers=0, packs=False, processors=8)
 
 CASES: list[tuple[dict[str, Any], str | None]] = [
     ({}, None),
     ({"pad_share": 0.04}, None),
     ({"pad_share": 0.5}, "padding_free='auto'"),
-    ({"pad_share": 0.5, "packs": True}, "group_by_length"),
+    ({"pad_share": 0.5, "packs": True}, "length_aware_window=8"),
     ({"pad_share": 0.1, "data_wait": 30}, "dataloader_num_workers=1"),
     ({"data_wait": 75}, "dataloader_num_workers=3"),
+    ({"data_wait": 99}, "dataloader_num_workers=8"),
+    ({"data_wait": 99, "workers": 8}, "as many workers as processors"),
     ({"data_wait": 10, "beside": 60}, "save_steps"),
     ({"training": 0}, None),
 ]

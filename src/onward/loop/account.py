@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ def speed_account(host: TrainerBase, start_time: float) -> dict[str, float]:
             pad_share=rates.get("pad_fraction", 0.0),
             workers=host.args.dataloader_num_workers,
             packs=bool(option(host.args, "padding_free")),
+            processors=processors(),
         )
     )
     compiled = None if host._compilation is None else Compiled.so_far().since(host._compilation.before)
@@ -55,6 +57,13 @@ def speed_account(host: TrainerBase, start_time: float) -> dict[str, float]:
         for line in filter(None, (compiled if compiled and compiled.graphs else None, waste)):
             logger.log(level, "Speed: %s", line)
     return account
+
+
+def processors() -> int:
+    """Processors that this process may use, by its share where several processes of the run are on one machine."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    count = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def interval_account(host: TrainerBase, rates: dict[str, float]) -> dict[str, float]:

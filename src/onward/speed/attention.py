@@ -15,9 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from onward.onhost import on_host
+
 NAME = "onward_packed"
 
 _UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias", "head_mask", "cache")
+SHORT = 256
+"""Tokens up to which a sequence in half precision is attended to in float32 on a CPU.
+
+There float32 takes no longer, and oneDNN keeps hundreds of kilobytes for every shape of a product in half precision:
+with sequences of any length, a process would grow by tens of megabytes a step.
+"""
+
 _BY_BOUNDARIES = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
@@ -60,18 +69,25 @@ def attend(
     window = options.get("sliding_window")
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout and query.shape[-1] <= 256:
         return _by_kernel(query, key, value, options), None
-    sizes = bounds.diff().tolist()
-    parts = [
-        scaled_dot_product_attention(
-            q, k, v,
-            attn_mask=None if window is None or size <= window else _band(size, window, q.device),
-            is_causal=window is None or size <= window,
-            dropout_p=dropout,
-            scale=scale,
-            enable_gqa=q.shape[1] != k.shape[1],
+    is_half = query.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cpu")
+    small = SHORT if query.device.type == "cpu" and is_half else 0
+    sizes = on_host(bounds).diff().tolist()
+    groups = query.shape[1] != key.shape[1]
+
+    def one(size: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        band = None if window is None or size <= window else _band(size, window, q.device)
+        return scaled_dot_product_attention(
+            q, k, v, attn_mask=band, is_causal=band is None, dropout_p=dropout, scale=scale, enable_gqa=groups
         )
-        for size, q, k, v in zip(sizes, *(part.split(sizes, 2) for part in (query, key, value)), strict=True)  # type: ignore[no-untyped-call]
-    ]  # fmt: skip
+
+    parts = []
+    pieces = zip(sizes, *(part.split(sizes, 2) for part in (query, key, value)), strict=True)  # type: ignore[no-untyped-call]
+    for size, q, k, v in pieces:
+        if size > small:
+            parts.append(one(size, q, k, v))
+            continue
+        with torch.autocast("cpu", enabled=False):  # it would make half precision of them again
+            parts.append(one(size, q.float(), k.float(), v.float()).to(query.dtype))
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 

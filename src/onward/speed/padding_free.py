@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from onward.loss import IGNORED
+from onward.onhost import on_host, to_device
 
 _PER_TOKEN = ("input_ids", "labels", "shift_labels", "position_ids", "token_type_ids")
 
@@ -54,27 +55,31 @@ def why_not(inputs: Any) -> str | None:
 def as_row(inputs: Mapping[str, Any]) -> Row:
     """Lay the samples of a padded batch end to end.
 
-    Padding may be on either side. Waits for the device once, to learn how long the samples are.
+    Padding may be on either side. Waits for the device where the host has kept no mask of the batch (see `on_host`).
 
     Args:
         inputs: a batch that `why_not` has nothing against.
     """
-    mask = inputs["attention_mask"].ne(0)
+    mask = on_host(inputs["attention_mask"]).ne(0)
     lengths = mask.sum(1)
-    sizes = [size for size in lengths.tolist() if size]  # host sync on an accelerator
-    places = mask.flatten().nonzero().flatten()  # another, behind the first
+    lengths = lengths[lengths > 0]
+    found = mask.flatten().nonzero().flatten()
+    bounds = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    torch.cumsum(lengths, 0, out=bounds[1:])
+    firsts = bounds[:-1].long()
+    device = inputs["input_ids"].device
+    places = to_device(found, device)
     row = {name: inputs[name].flatten()[places].unsqueeze(0) for name in _PER_TOKEN if name in inputs}
-    bounds = torch.zeros(len(sizes) + 1, dtype=torch.int32)
-    torch.cumsum(torch.tensor(sizes), 0, out=bounds[1:])
-    bounds = bounds.to(places.device, non_blocking=True)
     if "labels" in row and "shift_labels" not in row:
         # A row's first label is never a target; here the token before it is another sample's last.
-        row["labels"] = row["labels"].index_fill(1, bounds[:-1].long(), IGNORED)
+        row["labels"] = row["labels"].index_fill(1, to_device(firsts, device), IGNORED)
     if "position_ids" not in row:
-        columns = places % mask.shape[1]
-        starts = columns[bounds[:-1].long()]
-        row["position_ids"] = (columns - starts.repeat_interleave(lengths[lengths > 0])).unsqueeze(0)
+        columns = found % mask.shape[1]
+        positions = columns - columns[firsts].repeat_interleave(lengths)
+        row["position_ids"] = to_device(positions.unsqueeze(0), device)
+    sizes = lengths.tolist()
     longest = max(sizes, default=0)
+    bounds = to_device(bounds, device)
     # A cache would keep transformers from seeing where samples begin, and let them attend to each other unseen.
     row |= {"use_cache": False, "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
     row |= {"max_length_q": longest, "max_length_k": longest}

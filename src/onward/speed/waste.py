@@ -50,6 +50,8 @@ class Spent:
     """Loader workers that fetched the batches."""
     packs: bool
     """Whether padding-free training was asked for."""
+    processors: int
+    """That each process of the run has for its workers."""
 
 
 def largest_waste(spent: Spent) -> str | None:
@@ -68,19 +70,24 @@ def largest_waste(spent: Spent) -> str | None:
     if share < WORTH_NAMING:
         return None
     if worst == "padding":
-        remedy = "train_sampling_strategy='group_by_length'" if spent.packs else "padding_free='auto'"
+        # Asked for and not to be had: the run has said why.
+        by_length = "train_sampling_strategy='length_aware' with length_aware_window=8"
+        remedy = by_length if spent.packs else "padding_free='auto'"
         return f"{spent.pad_share:.0%} of the positions trained on were padding; {remedy} saves that work."
     if worst == "waiting":
-        advice = f"dataloader_num_workers={workers_for(spent)}"
-        return f"{share:.0%} of the time went into waiting for batches; {advice} fetches them beside the training."
+        workers = workers_for(spent)
+        waited = f"{share:.0%} of the time went into waiting for batches"
+        if workers <= spent.workers:
+            return f"{waited}, with as many workers as processors: less work per sample, done beforehand, saves it."
+        return f"{waited}; dataloader_num_workers={workers} fetches them beside the training."
     return f"{share:.0%} of the time went into evaluating and saving; larger eval_steps and save_steps save that time."
 
 
 def workers_for(spent: Spent) -> int:
-    """How many workers would fetch batches as fast as they are trained on."""
+    """How many workers would fetch batches as fast as they are trained on: not more than there are processors."""
     busy = max(spent.training - spent.data_wait, 1e-9)
     fetching = spent.data_wait if not spent.workers else spent.workers * spent.training
-    return max(spent.workers + 1, min(math.ceil(fetching / busy), 16))
+    return min(max(spent.workers + 1, math.ceil(fetching / busy)), max(1, spent.processors))
 
 
 def peak_of(device_name: str) -> float | None:
