@@ -267,8 +267,10 @@ def place(data: Any, device: torch.device, inner: Callable[[Any], Any] | None = 
 
 
 class Ways:
-    """What of a step depends on the accelerator. It is settled when a run begins, for each of these questions leads
-    through several of accelerate's objects, and a step asks them at every micro-batch."""
+    """What of a step depends on the accelerator, settled when a run begins.
+
+    Each of these questions leads through several of accelerate's objects, and a step asks them at every micro-batch.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.several: bool = accelerator.num_processes > 1

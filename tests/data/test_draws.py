@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, SequentialSampler, TensorDataset
 
 from onward.data.batches import Indices
 from onward.data.draws import Watch, capture, key_of, mark, moved, protected, restore, rewind, seed_streams
+from onward.data.feed import Feed
 from onward.data.fetch import Collate, Samples, never_draws
 from onward.data.loader import Share, build_loader
 
@@ -148,6 +149,16 @@ def test_a_collator_that_draws_and_pops_keys() -> None:
 
     assert epoch(0) == epoch(0) == epoch(1)
     assert epoch(0, skip=1) == epoch(0)[5:]
+
+
+def test_entering_an_epoch_draws_nothing_before_the_first_pull() -> None:
+    data = TensorDataset(torch.arange(6.0))
+    feed = Feed(build_loader(data, list, SequentialSampler(data), Share(7), batch_size=2), Share(7))
+    before = mark()
+    batches = feed.epoch(0)
+    assert not moved(before), "a resume may enter an epoch at its end alone, where torch's loader drew nothing"
+    next(batches)
+    assert moved(before)  # torch's loader draws a seed for its workers
 
 
 def test_kinds_of_data_that_never_draw() -> None:
