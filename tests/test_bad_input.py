@@ -324,3 +324,27 @@ def test_overflow_is_looked_for_where_it_is_asked_for(tmp_path: Path) -> None:
     subject = trainer(tmp_path, model, train_dataset=token_data(8), debug="underflow_overflow", max_steps=1)
     with pytest.raises(ValueError, match="DebugUnderflowOverflow: inf/nan detected"):
         subject.train()
+
+
+def test_a_token_id_beyond_the_vocabulary(tmp_path: Path) -> None:
+    data = token_data(16)
+    data[2]["input_ids"][5] = 70
+    options: dict[str, Any] = {"per_device_train_batch_size": 4, "train_sampling_strategy": "sequential"}
+    wanted = r"Sample 2 .*token id 70 at position 5; expected ids from 0 to 63.*resize_token_embeddings"
+    with pytest.raises(DataError, match=wanted):
+        trainer(tmp_path, tiny_llama(), train_dataset=data, **options).train()
+    with pytest.raises(DataError, match=wanted):
+        trainer(tmp_path, tiny_llama(), eval_dataset=data).evaluate()
+
+
+def test_words_for_the_compiler(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"torch_compile_mode got 'reduce-overhaed'.*id you mean 'reduce-overhead'"):
+        trainer(tmp_path, torch_compile_mode="reduce-overhaed")
+    with pytest.raises(UsageError, match=r"torch_compile_backend got 'inductr'.*id you mean 'inductor'"):
+        trainer(tmp_path, torch_compile_backend="inductr")
+
+
+def test_an_output_folder_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"output_dir got .*file is a file; expected a folder"):
+        trainer(tmp_path / "file" / "run", train_dataset=RegressionData())

@@ -103,6 +103,8 @@ def test_who_places_itself() -> None:
     assert not model_setup.is_placed_by_itself(model)
     model.quantization_method = "bitsandbytes"
     assert model_setup.is_placed_by_itself(model)
+    model.quantization_method, model.hf_device_map = None, {"": 0}
+    assert model_setup.is_placed_by_itself(model)
 
 
 # NEFTune

@@ -7,13 +7,14 @@ import functools
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from onward.data.ahead import Transfer
-from onward.errors import NotSupported, UsageError
+from onward.errors import NotSupported, UsageError, did_you_mean
+from onward.gather.nests import leaves
 from onward.onhost import keep_mask
 from onward.speed.compiling import BLOCKS, missing_compiler
 
@@ -126,6 +127,7 @@ def _compilation(args: Any) -> Any:
     if args.torch_compile_backend.lower() not in backends:
         raise UsageError(
             f"torch_compile_backend got {args.torch_compile_backend!r}; expected one of {', '.join(backends)}."
+            f"{did_you_mean(args.torch_compile_backend, backends)}"
         )
     # Blocks are compiled by `onward.speed.compiling`; what is missing is said when training begins.
     if args.torch_compile_mode == BLOCKS or missing_compiler(args.torch_compile_backend, args.device.type):
@@ -223,23 +225,11 @@ class SideStream(Transfer):
         moved, copied = started
         current = torch.cuda.current_stream(self.device)
         current.wait_event(copied)
-        for tensor in tensors_in(moved):
-            if tensor.is_cuda:
+        for tensor in leaves(moved):
+            if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
                 # Its memory belongs to the side stream, which would hand it out again before this one is done with it.
                 tensor.record_stream(current)
         return moved
-
-
-def tensors_in(data: Any) -> Iterator[torch.Tensor]:
-    """The tensors in nested mappings and sequences."""
-    if isinstance(data, torch.Tensor):
-        yield data
-    elif isinstance(data, list | tuple):
-        for part in data:
-            yield from tensors_in(part)
-    elif hasattr(data, "keys") and hasattr(data, "items"):
-        for _, part in data.items():
-            yield from tensors_in(part)
 
 
 def is_gathered_by_dispatch(accelerator: Accelerator) -> bool:

@@ -7,15 +7,17 @@ loaded already, so they are looked up among the loaded modules.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from onward.errors import MissingDependency, UsageError
+from onward.errors import DataError, MissingDependency, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -126,9 +128,37 @@ def check_present(model: nn.Module | None) -> None:
 
 
 def is_placed_by_itself(model: nn.Module) -> bool:
-    """Whether the model must not be moved to a device: bitsandbytes put its weights where they have to stay."""
+    """Whether the model must not be moved: it is spread over devices, or bitsandbytes put its weights in place."""
     method = getattr(model, "quantization_method", None)
-    return str(getattr(method, "value", method)) == "bitsandbytes"
+    return getattr(model, "hf_device_map", None) is not None or str(getattr(method, "value", method)) == "bitsandbytes"
+
+
+# Bad input
+
+
+def check_token_ids(model: nn.Module, inputs: Mapping[str, Any], error: IndexError) -> None:
+    """Look for what made the forward raise an `IndexError`.
+
+    Raises:
+        DataError: a token id lies beyond the embeddings.
+    """
+    embeddings = None
+    with contextlib.suppress(Exception):  # models raise all kinds of errors where they have none
+        embeddings = _input_embeddings(model)
+    size = getattr(embeddings, "num_embeddings", None)
+    ids = inputs.get("input_ids")
+    if size is None or not isinstance(ids, torch.Tensor):
+        return
+    bad = ((ids < 0) | (ids >= size)).nonzero()
+    if not len(bad):
+        return
+    row, *place = bad[0].tolist()
+    raise DataError(
+        f"Sample {row} of this batch has the token id {int(ids[tuple(bad[0])])} at position "
+        f"{', '.join(map(str, place))}; expected ids from 0 to {size - 1}, because the model embeds {size} tokens. Use "
+        "the tokenizer that the model was made with, or call model.resize_token_embeddings(len(tokenizer)) for tokens "
+        "that were added."
+    ) from error
 
 
 # NEFTune

@@ -35,7 +35,7 @@ try:
 except KeyError:
     pass
 dist.destroy_process_group()
-print("rank", args.process_index, "fine")
+print(f"rank {args.process_index} fine\\n", end="", flush=True)  # in one write: both share the pipe
 """
 
 

@@ -13,6 +13,7 @@ import torch
 from onward.arguments.data import SAMPLING_STRATEGIES, START_METHODS
 from onward.arguments.distributed import DDP_BACKENDS
 from onward.arguments.extras import NONFINITE_POLICIES, PACKINGS, PUSH_FAILURES, TRIALS_KEPT, option, value_of
+from onward.arguments.optimization import COMPILE_MODES
 from onward.arguments.reporting import LOG_LEVELS, METRIC_EXTRAS
 from onward.errors import NotSupported, UsageError, did_you_mean
 from onward.types import DebugOption, IntervalStrategy, SaveStrategy, SchedulerType
@@ -29,6 +30,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "ddp_backend": DDP_BACKENDS,
     "on_nonfinite": NONFINITE_POLICIES,
     "packing": PACKINGS,
+    "torch_compile_mode": COMPILE_MODES,
     "keep_trials": TRIALS_KEPT,
     "push_failure": PUSH_FAILURES,
 }

@@ -8,6 +8,8 @@ from typing import Any
 from onward.arguments.documented import documented
 from onward.types import OptimizerNames, SchedulerType
 
+COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "blocks"]
+
 
 @documented
 @dataclass(init=False, repr=False, eq=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onward import engine
+from onward import engine, model_setup
 from onward.checkpoint import parts
 from onward.data.collate import not_a_batch
 from onward.errors import DataError
@@ -198,7 +198,11 @@ class TrainingHooks(TrainerBase):
             labels = inputs.pop("labels")
         if is_counted and self.model_accepts_loss_kwargs:
             inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
-        outputs = model(**inputs)
+        try:
+            outputs = model(**inputs)
+        except IndexError as error:
+            model_setup.check_token_ids(engine.unwrapped(self.accelerator, model), inputs, error)
+            raise
         if own_loss is not None:
             loss = own_loss(outputs, labels, num_items_in_batch=num_items_in_batch)
         elif labels is not None:
@@ -339,7 +343,7 @@ class TrainingHooks(TrainerBase):
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         """Move the model, keeping tied weights tied."""
-        if getattr(model, "hf_device_map", None) is None:
+        if not model_setup.is_placed_by_itself(model):
             model.to(device)
 
     def create_accelerator_and_postprocess(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
@@ -57,6 +58,19 @@ def check_trainer(host: TrainerBase) -> None:
     _check_evaluation(host)
     _check_data(host)
     parse_size(option(host.args, "max_shard_size"))
+    check_folder(str(host.args.output_dir))
+
+
+def check_folder(folder: str) -> None:
+    """Check that a folder is there or can be made.
+
+    Raises:
+        UsageError: there is a file at or above it.
+    """
+    path = Path(folder).absolute()
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if not there.is_dir():
+        raise UsageError(f"output_dir got {folder!r}, but {there} is a file; expected a folder, there or not yet.")
 
 
 def _check_optimizer(host: TrainerBase) -> None:

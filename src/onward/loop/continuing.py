@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_UNIMPORTANT = frozenset(
-    {"output_dir", "run_name", "hub_token", "resume_from_checkpoint", "local_rank", "disable_tqdm"}
-)
+_UNIMPORTANT = frozenset({"output_dir", "run_name", "resume_from_checkpoint", "local_rank", "disable_tqdm"})
+"""Arguments that a resumed run may have otherwise without a word, beside those of pushes to the Hub."""
+_OF_PUSHES = ("hub_", "push_")
 
 
 def record_of_loop(host: TrainerBase) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def _tell_changes(before: dict[str, str], now: dict[str, str]) -> None:
     changed = [
         f"  {name}: {before.get(name, 'unset')} → {now.get(name, 'unset')}"
         for name in sorted({*before, *now} - _UNIMPORTANT)
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and not name.startswith(_OF_PUSHES)
     ]
     if changed:
         logger.warning("Resuming with other arguments than the checkpoint was made with:\n%s", "\n".join(changed))
