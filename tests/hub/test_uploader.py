@@ -53,7 +53,7 @@ def test_submit_returns_at_once_and_the_bytes_arrive_in_one_commit(hub: HubServe
     assert not held.gate.is_set(), "submit is back while the Hub has not answered"
     assert not pushes.is_done()
     held.gate.set()
-    assert pushes.finish(30) is None
+    assert pushes.finish(120) is None
     assert pushes.is_done()
     assert future.result().status == "pushed"
     assert_arrived(hub, tmp_path / "checkpoint-5")
@@ -69,7 +69,7 @@ def test_what_the_new_checkpoint_no_longer_has_is_deleted_with_it(hub: HubServer
     pushes = uploader()
     for step in (5, 10):
         pushes.submit(upload(tmp_path, step))
-        pushes.finish(30)
+        pushes.finish(120)
     assert_arrived(hub, tmp_path / "checkpoint-10")
     assert len(hub.storage.messages("user/model")) == 3
 
@@ -83,7 +83,7 @@ def test_the_newest_waiting_push_wins(hub: HubServer, tmp_path: Path, caplog: py
     for step in (2, 3, 4):
         pushes.submit(upload(tmp_path, step, "all_checkpoints"))
     held.gate.set()
-    pushes.finish(30)
+    pushes.finish(120)
     assert [outcome.status for outcome in pushes.outcomes] == ["pushed", "replaced", "replaced", "pushed"]
     assert hub.storage.messages("user/model")[1:] == ["Training in progress, step 1", "Training in progress, step 4"]
     assert "skipped: checkpoint-2, checkpoint-3 took its place" in caplog.text
@@ -93,7 +93,7 @@ def test_hub_always_push_keeps_them_all_in_order_one_at_a_time(hub: HubServer, t
     pushes = uploader(keep_all=True)
     for step in (1, 2, 3):
         pushes.submit(upload(tmp_path, step, "all_checkpoints"))
-    pushes.finish(30)
+    pushes.finish(120)
     assert hub.storage.messages("user/model")[1:] == [f"Training in progress, step {step}" for step in (1, 2, 3)]
     for step in (1, 2, 3):
         assert_arrived_under(hub, tmp_path, step)
@@ -122,7 +122,7 @@ def test_a_checkpoint_is_pinned_from_submit_until_it_is_settled(hub: HubServer, 
         hub.await_request("POST /api/models/user/model/preupload")
         seen.append(set(pinned))
     held.gate.set()
-    pushes.finish(30)
+    pushes.finish(120)
     assert seen == [{"checkpoint-1"}, {"checkpoint-1", "checkpoint-2"}, {"checkpoint-1", "checkpoint-3"}]
     assert pinned == set()
 
@@ -143,7 +143,7 @@ def test_passing_faults_are_outlived(hub: HubServer, tmp_path: Path, where: str,
     injected = hub.fail(where, **fault)
     pushes = uploader()
     pushes.submit(upload(tmp_path, 5))
-    assert pushes.finish(30) is None
+    assert pushes.finish(120) is None
     assert injected.hits == fault["times"]
     assert_arrived(hub, tmp_path / "checkpoint-5")
     assert len(hub.storage.messages("user/model")) == 2, "a commit whose answer was lost must not be made twice"
@@ -154,7 +154,7 @@ def test_the_wait_that_the_server_asks_for_is_kept(hub: HubServer, tmp_path: Pat
     pushes = uploader()
     begin = time.monotonic()
     pushes.submit(upload(tmp_path, 5))
-    assert pushes.finish(30) is None
+    assert pushes.finish(120) is None
     assert time.monotonic() - begin > 2
     assert pushes.outcomes[0].attempts == 2
 
@@ -165,7 +165,7 @@ def test_tries_are_bounded_and_the_report_says_how_to_push_now(
     hub.fail("POST .*/commit/", "status", status=500)
     pushes = uploader()
     pushes.submit(upload(tmp_path, 5))
-    failed = pushes.finish(30)
+    failed = pushes.finish(120)
     assert failed is not None
     assert failed.attempts == HASTY.attempts == len(hub.asked("POST /api/models/user/model/commit"))
     assert hub.storage.messages("user/model") == ["initial commit"]
@@ -183,7 +183,7 @@ def test_a_token_that_expires_half_way_fails_at_once(
     hub.await_request("PUT /lfs")
     hub.tokens.pop(GOOD)
     held.gate.set()
-    failed = pushes.finish(30)
+    failed = pushes.finish(120)
     assert failed is not None
     assert failed.attempts == 1, "another try with the same token cannot help"
     assert "401" in failed.reason
@@ -196,10 +196,10 @@ def test_pushes_resume_when_the_network_comes_back(hub: HubServer, tmp_path: Pat
     hub.stop()
     pushes = Uploader(HubPlace("fresh"), patience=HASTY)
     pushes.submit(upload(tmp_path, 1))
-    assert pushes.finish(30) is not None
+    assert pushes.finish(120) is not None
     hub.start()
     pushes.submit(upload(tmp_path, 2))
-    assert pushes.finish(30) is None
+    assert pushes.finish(120) is None
     assert below(hub.storage.files("user/fresh"), "last-checkpoint") == content(tmp_path / "checkpoint-2")
     assert pushes.place.repo == "user/fresh"
 
@@ -211,7 +211,7 @@ def test_a_push_that_waits_for_its_next_try_gives_way_to_a_newer_one(hub: HubSer
     hub.await_request("POST /api/models/user/model/commit")
     pushes.submit(upload(tmp_path, 2))
     assert first.result(30).status == "replaced", "the server asked for a minute"
-    assert pushes.finish(30) is None
+    assert pushes.finish(120) is None
     assert_arrived(hub, tmp_path / "checkpoint-2")
 
 
@@ -245,7 +245,7 @@ def test_a_checkpoint_that_is_gone_is_reported_not_raised(hub: HubServer, tmp_pa
         file.unlink()
     pushes = uploader()
     pushes.submit(item)
-    failed = pushes.finish(30)
+    failed = pushes.finish(120)
     assert failed is not None
     assert failed.attempts == 1
     assert hub.storage.messages("user/model") == ["initial commit"]
@@ -258,7 +258,7 @@ def test_a_log_that_vanishes_does_not_stop_the_push(hub: HubServer, tmp_path: Pa
     (tmp_path / "notes.txt").unlink()
     pushes = uploader()
     pushes.submit(item)
-    assert pushes.finish(30) is None
+    assert pushes.finish(120) is None
     assert_arrived(hub, tmp_path / "checkpoint-5")
 
 
@@ -269,7 +269,7 @@ def test_a_card_that_the_hub_refuses_does_not_hold_back_the_weights(
     (tmp_path / "README.md").write_text("---\nbase_model: /home/me/base\n---\ntext")
     pushes = uploader()
     pushes.submit(upload(tmp_path, 5))
-    assert pushes.finish(30) is None
+    assert pushes.finish(120) is None
     assert_arrived(hub, tmp_path / "checkpoint-5")
     assert "README.md" not in hub.storage.files("user/model")
     assert "README.md was left out" in caplog.text
@@ -283,7 +283,7 @@ def test_the_command_of_the_report_does_what_the_push_would_have_done(
     hub.fail("POST .*/commit/", "status", status=400)
     pushes = uploader()
     pushes.submit(upload(tmp_path, 5, strategy))
-    assert pushes.finish(30) is not None
+    assert pushes.finish(120) is not None
     hub.faults.clear()
     command = shlex.split(caplog.text.split("to push checkpoint-5 now: ")[1].splitlines()[0])
     program = Path(sys.executable).parent / command[0]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -11,6 +13,7 @@ import pytest
 
 from onward import BestRun, EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from onward.errors import TrainingFailed, UnknownArgument, UsageError
+from onward.search import optuna_study
 from tests.search.trainers import make_trainer, model_init, space
 
 
@@ -172,15 +175,19 @@ def test_threads(tmp_path: Path) -> None:
     assert trainer.args.learning_rate == best.hyperparameters["learning_rate"]
 
 
-def test_timeout_starts_no_more_trials(tmp_path: Path) -> None:
+def test_timeout_starts_no_more_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search's clock is put forward: on a loaded machine a short limit is over before the first trial begins."""
+    passed = 0.0
+
     class Slow(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            import time
+            nonlocal passed
+            passed += 3600.0
 
-            time.sleep(2.1)
-
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed)
+    monkeypatch.setattr(optuna_study, "time", clock)
     trainer = make_trainer(tmp_path, callbacks=[Slow()])
-    study = trainer.hyperparameter_search(space, n_trials=50, timeout=2.0, sampler=sampler()).run_summary
+    study = trainer.hyperparameter_search(space, n_trials=50, timeout=3600.0, sampler=sampler()).run_summary
     assert len(study.trials) == 1
 
 
