@@ -24,8 +24,7 @@ FLOORS = {
     **dict.fromkeys(
         [
             "agreement", "callbacks", "checkpoint", "data", "engine", "gather", "gauge", "hub", "leaving", "loss",
-            "memory", "memory_errors", "meters", "model_setup", "onhost", "optim",
-            "speed",
+            "memory", "memory_errors", "meters", "model_setup", "onhost", "optim", "speed",
         ],
         2,
     ),

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from onward.arguments.optimization import BLOCKS
 from onward.data.ahead import Transfer
 from onward.errors import NotSupported, UsageError, did_you_mean
 from onward.gather.nests import leaves
 from onward.onhost import keep_mask
-from onward.speed.compiling import BLOCKS, missing_compiler
+from onward.speed.compiling import missing_compiler
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -8,7 +8,9 @@ from typing import Any
 from onward.arguments.documented import documented
 from onward.types import OptimizerNames, SchedulerType
 
-COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "blocks"]
+BLOCKS = "blocks"
+"""The `torch_compile_mode` that compiles each repeated block once, so that start-up does not grow with depth."""
+COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", BLOCKS]
 
 
 @documented

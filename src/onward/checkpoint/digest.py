@@ -19,7 +19,6 @@ import xxhash
 CURRENT = "xxh3_128"
 ALGORITHMS: dict[str, Callable[[], Any]] = {CURRENT: xxhash.xxh3_128, "sha256": hashlib.sha256}
 """By the names that manifests record; the second is that of manifests of format 1."""
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,8 @@ class FileRecord:
 
 def digest_file(path: Path, algorithm: str = CURRENT, flush: bool = False) -> FileRecord:
     """Read a file and return its record; with `flush` it is flushed to disk too."""
-    digest = ALGORITHMS[algorithm]()
-    size = 0
     with open(path, "rb", buffering=0) as handle:
-        buffer = memoryview(bytearray(_CHUNK))
-        while count := handle.readinto(buffer):
-            digest.update(buffer[:count])
-            size += count
+        digest = hashlib.file_digest(handle, ALGORITHMS[algorithm])
         if flush:
             os.fsync(handle.fileno())
-    return FileRecord(size, digest.hexdigest())
+        return FileRecord(handle.tell(), digest.hexdigest())

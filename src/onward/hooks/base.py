@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from onward.engine import Ways
 from onward.types import StepFigures
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from onward.callbacks import CallbackHandler
     from onward.cursor import Cursor
     from onward.data.feed import Feed
-    from onward.engine import Ways
     from onward.leaving import Leaving
     from onward.loop.accidents import Rollback
     from onward.loop.undo import Buffers
@@ -65,7 +65,7 @@ class TrainerBase:
     meters: Meters
     feed: Feed | None = None
     gather_function: Callable[[Any], Any]
-    _ways: Ways | None = None
+    _settled: Ways | None = None
     _shortcuts: Shortcuts | None = None
     _compilation: Compilation | None = None
 
@@ -134,6 +134,11 @@ class TrainerBase:
     compute_objective: Callable[[dict[str, float]], Any] | None = None
     objective: Any = None
     _trial: Any = None
+
+    @property
+    def _ways(self) -> Ways:
+        """What a step has to ask of the accelerator: settled while a run lasts, asked anew outside of one."""
+        return self._settled or Ways(self.accelerator)
 
     if TYPE_CHECKING:
         # Hooks that rooms call across mixins. Each is implemented in exactly one of them.

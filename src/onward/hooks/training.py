@@ -145,7 +145,7 @@ class TrainingHooks(TrainerBase):
         del inputs
         if not (isinstance(loss, torch.Tensor) and loss.requires_grad and loss.numel() == 1):
             raise unfit_loss(loss)
-        args, ways = self.args, self._ways or engine.Ways(self.accelerator)
+        args, ways = self.args, self._ways
         every = args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             engine.empty_cache()
@@ -260,8 +260,7 @@ class TrainingHooks(TrainerBase):
         state = self.accelerator.gradient_state
         if state.sync_gradients is not is_last:
             state._set_sync_gradients(is_last)
-        several = (self._ways or engine.Ways(self.accelerator)).several
-        if is_last or not several or state.plugin_kwargs.get("sync_each_batch", False):
+        if is_last or not self._ways.several or state.plugin_kwargs.get("sync_each_batch", False):
             return _NOTHING
         return self.accelerator.no_sync(model=model)
 

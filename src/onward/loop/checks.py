@@ -58,10 +58,10 @@ def check_trainer(host: TrainerBase) -> None:
     _check_evaluation(host)
     _check_data(host)
     parse_size(option(host.args, "max_shard_size"))
-    check_folder(str(host.args.output_dir))
+    _check_folder(str(host.args.output_dir))
 
 
-def check_folder(folder: str) -> None:
+def _check_folder(folder: str) -> None:
     """Check that a folder is there or can be made.
 
     Raises:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from onward import engine, model_setup
 from onward.arguments import option
+from onward.arguments.optimization import BLOCKS
 from onward.checkpoint.ranks import everyone
 from onward.speed.buckets import BucketCollator
-from onward.speed.compiling import BLOCKS, Compilation, broken_compiler, missing_compiler
+from onward.speed.compiling import Compilation, broken_compiler, missing_compiler
 
 if TYPE_CHECKING:
     from torch import nn

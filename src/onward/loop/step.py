@@ -118,7 +118,7 @@ def _is_finite(host: TrainerBase, grad_norm: torch.Tensor, loss_finite: Any) -> 
     The exchange of gradients has spread what is not finite in one process to all: also a loss, because `training_step`
     makes the gradients of such a loss NaN. The loss of another process is therefore not asked for.
     """
-    several = (host._ways or engine.Ways(host.accelerator)).several
+    several = host._ways.several
     if getattr(host.accelerator, "scaler", None) is not None:
         # An overflow of scaled gradients is no accident but how the fp16 scaler finds its scale; the loss decides.
         return _in_all(host, loss_finite) if several else loss_finite

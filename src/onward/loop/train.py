@@ -109,7 +109,7 @@ def _close_model(host: TrainerBase) -> None:
         host._compilation.close()
         host._compilation = None
     # Or they would keep this model beside the next one that `model_init` makes.
-    host._modules = host._gradients = host._buffers = host._ways = None
+    host._modules = host._gradients = host._buffers = host._settled = None
     if host.neftune_hook_handle is not None:
         model_setup.deactivate_neftune(engine.unwrapped(host.accelerator, host.model), host.neftune_hook_handle)
         host.neftune_hook_handle = None
@@ -143,7 +143,7 @@ def run(host: TrainerBase, checkpoint: str | None, trial: Any, ignore_keys: list
     is_over = checkpoint is not None and restore_run(host, checkpoint)
     host.state.init_training_references(host, host.plan.max_steps, host.plan.num_epochs, trial)
     model = _prepare(host, checkpoint)
-    host._ways = engine.Ways(host.accelerator)
+    host._settled = engine.Ways(host.accelerator)
     host._shortcuts = host._open_shortcuts()
     _hand_to_callbacks(host, loader)
     _announce(host, model, checkpoint)

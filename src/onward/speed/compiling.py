@@ -18,13 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from onward.arguments.optimization import BLOCKS
 from onward.errors import UsageError
 from onward.model_setup import blocks_of
 
 logger = logging.getLogger(__name__)
-
-BLOCKS = "blocks"
-"""The `torch_compile_mode` that compiles each repeated block once, so that start-up does not grow with depth."""
 
 TRIAL_STEPS = 40
 """Optimizer steps at the begin of a run that are taken in turn compiled and plain, to see which are faster."""
