@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from onward import EarlyStoppingCallback, Trainer, TrainingArguments
+from onward import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from onward.errors import CheckpointError, CheckpointMismatch, DataError, MissingDependency, UnknownMetric, UsageError
 from tests.tiny import RegressionData, RegressionStream, TinyRegression, tiny_llama, token_data
 
@@ -335,6 +335,41 @@ def test_a_token_id_beyond_the_vocabulary(tmp_path: Path) -> None:
         trainer(tmp_path, tiny_llama(), train_dataset=data, **options).train()
     with pytest.raises(DataError, match=wanted):
         trainer(tmp_path, tiny_llama(), eval_dataset=data).evaluate()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient_accumulation_steps": 3},
+        {"train_sampling_strategy": "group_by_length", "dataloader_num_workers": 1},
+        {"max_steps": 12, "gradient_accumulation_steps": 2},  # found in the second epoch
+    ],
+    ids=["accumulated", "grouped, by a worker", "in a later epoch"],
+)
+def test_where_such_a_token_stands_in_the_data(options: dict[str, Any], tmp_path: Path) -> None:
+    data = token_data(22)
+    subject = trainer(tmp_path, tiny_llama(), train_dataset=data, per_device_train_batch_size=4, **options)
+
+    class Spoil(TrainerCallback):
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.epoch == ("max_steps" in options):
+                data[17]["input_ids"][5] = 70
+
+    subject.add_callback(Spoil())
+    with pytest.raises(DataError, match=r"Sample \d of this batch \(the one at index 17 of the training data\) has"):
+        subject.train()
+
+
+def test_no_place_is_named_that_nobody_knows(tmp_path: Path) -> None:
+    from transformers import DataCollatorWithFlattening
+
+    good, bad = token_data(8), token_data(8)
+    bad[5]["input_ids"][5] = 70
+    evaluating = {"eval_dataset": bad, "eval_strategy": "steps", "eval_steps": 1}
+    one_row = {"data_collator": DataCollatorWithFlattening(), "train_dataset": bad, "remove_unused_columns": False}
+    for options in ({"train_dataset": good, **evaluating}, one_row):
+        with pytest.raises(DataError, match=r"Sample \d of this batch has the token id 70"):
+            trainer(tmp_path, tiny_llama(), per_device_train_batch_size=4, **options).train()
 
 
 def test_words_for_the_compiler(tmp_path: Path) -> None:

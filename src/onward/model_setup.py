@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -136,8 +136,19 @@ def is_placed_by_itself(model: nn.Module) -> bool:
 # Bad input
 
 
-def check_token_ids(model: nn.Module, inputs: Mapping[str, Any], error: IndexError) -> None:
+def check_token_ids(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    error: IndexError,
+    indices: Callable[[], Sequence[int] | None] = lambda: None,
+) -> None:
     """Look for what made the forward raise an `IndexError`.
+
+    Args:
+        model: which raised it, unwrapped.
+        inputs: what it was called with.
+        error: what it raised.
+        indices: says where the samples of the batch stand in the data set, where that is known.
 
     Raises:
         DataError: a token id lies beyond the embeddings.
@@ -153,8 +164,11 @@ def check_token_ids(model: nn.Module, inputs: Mapping[str, Any], error: IndexErr
     if not len(bad):
         return
     row, *place = bad[0].tolist()
+    known = indices() or ()
+    # A batch without padding is one row, in which nobody sees where a sample begins.
+    where = f" (the one at index {known[row]} of the training data)" if len(known) == len(ids) else ""
     raise DataError(
-        f"Sample {row} of this batch has the token id {int(ids[tuple(bad[0])])} at position "
+        f"Sample {row} of this batch{where} has the token id {int(ids[tuple(bad[0])])} at position "
         f"{', '.join(map(str, place))}; expected ids from 0 to {size - 1}, because the model embeds {size} tokens. Use "
         "the tokenizer that the model was made with, or call model.resize_token_embeddings(len(tokenizer)) for tokens "
         "that were added."

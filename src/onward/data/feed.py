@@ -11,8 +11,20 @@ from typing import Any
 
 import torch
 
-from onward.data.batches import MicroBatches
-from onward.data.draws import Streams, capture, from_plain, key_of, mark, moved, restore, rewind, seed_streams, to_plain
+from onward.data.batches import Indices, MicroBatches
+from onward.data.draws import (
+    Streams,
+    capture,
+    from_plain,
+    key_of,
+    mark,
+    moved,
+    protected,
+    restore,
+    rewind,
+    seed_streams,
+    to_plain,
+)
 from onward.data.fetch import Samples
 from onward.data.generators import restore_states, states_of
 from onward.data.loader import Share, TrainLoader, adopt_loader
@@ -100,6 +112,27 @@ class Feed:
         """Put the generators to where they stood at the begin of the epoch that `state_dict` wrote `state` in."""
         restore(from_plain(state["epoch_streams"]))
         restore_states(self.loader, state["epoch_generators"])
+
+    def indices_of(self, back: int = 0) -> Indices | None:
+        """Which samples a micro-batch was made of: the one given last, or the one given `back` before it.
+
+        Goes through the order of the epoch again, so it is for words about an error. None where nobody knows: of
+        streams, loaders of another kind, and micro-batches in pieces.
+        """
+        batches: Any = None if self._native is None else self._native.batch_sampler
+        if not self.has_index or self._limit is not None:
+            return None
+
+        def again() -> Indices | None:
+            self.rewind_to_epoch()
+            batches.skip = self._given - 1 - back
+            return next(iter(batches), None)
+
+        kept = states_of(self.loader)
+        try:
+            return protected(again)
+        finally:
+            restore_states(self.loader, kept)
 
     @property
     def can_join(self) -> bool:

@@ -12,6 +12,7 @@ from onward.errors import DataError
 from onward.hooks.base import TrainerBase
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.utils.data import DataLoader, Sampler
 
 logger = logging.getLogger(__name__)
@@ -197,3 +198,9 @@ class DataHooks(TrainerBase):
         from onward.loop.feeding import batch_at
 
         return batch_at(self, step)
+
+    def _indices_at_work(self, model: nn.Module) -> list[int] | None:
+        """Where the samples of the micro-batch that is trained on stand in the data set; None where nobody knows."""
+        if self.feed is None or not model.training:  # in evaluation the feed stands at another micro-batch
+            return None
+        return self.feed.indices_of(self.current_gradient_accumulation_steps - 1 - self._micro_batch)

@@ -201,7 +201,8 @@ class TrainingHooks(TrainerBase):
         try:
             outputs = model(**inputs)
         except IndexError as error:
-            model_setup.check_token_ids(engine.unwrapped(self.accelerator, model), inputs, error)
+            base = engine.unwrapped(self.accelerator, model)
+            model_setup.check_token_ids(base, inputs, error, partial(self._indices_at_work, model))
             raise
         if own_loss is not None:
             loss = own_loss(outputs, labels, num_items_in_batch=num_items_in_batch)

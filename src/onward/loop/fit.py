@@ -233,7 +233,7 @@ def accumulate(host: TrainerBase, run: Run, work: Work) -> bool:
     """
     last = len(work.samples) - 1
     for number, inputs in enumerate(work.samples):
-        host._micro_batch_weight = work.weights[number]
+        host._micro_batch, host._micro_batch_weight = number, work.weights[number]
         with host._gradient_sync(run.model, is_last=number == last):
             loss = host.training_step(run.model, inputs, work.num_items)
         host._count_micro_batch(loss, inputs)
