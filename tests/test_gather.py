@@ -64,6 +64,8 @@ def batches_of(kind):
         return [torch.zeros(n, 0) for n, _ in sizes]
     if kind == "truth":
         return [torch.ones(n, length, dtype=torch.bool) for n, length in sizes]
+    if kind == "unsigned":
+        return [torch.ones(n, length, dtype=torch.uint8) for n, length in sizes]
     if kind == "arrays and tensors":
         return [(torch.randn(n, 2), np.arange(n)) for n, _ in sizes]
     if kind == "one number a batch":
@@ -86,6 +88,7 @@ KINDS = [
     "many small ones",
     "nothing in them",
     "truth",
+    "unsigned",
 ]
 
 
@@ -163,6 +166,17 @@ def test_rows_are_chained():
     assert [row.shape for row in store.arrays()] == [(3,), (5,), (4,)]
 
 
+def test_rows_beside_tensors_are_chained_and_others_joined():
+    store = BatchStore()
+    for size in (2, 1):
+        store.add((torch.zeros(size, 3), [{"boxes": torch.zeros(n, 4)} for n in range(size)]), rows=True)
+    joined, chained = store.arrays()
+    assert joined.shape == (3, 3)
+    assert [row["boxes"].shape for row in chained] == [(0, 4), (1, 4), (0, 4)]
+    assert all(isinstance(row["boxes"], np.ndarray) for row in chained)
+    assert store.nbytes == 9 * 4 + 4 * 4
+
+
 def test_another_structure_is_an_error_that_names_both():
     store = BatchStore()
     store.add((torch.zeros(2), torch.zeros(2)))
@@ -186,8 +200,10 @@ def test_one_column_is_not_stretched_over_many():
 
 
 def test_words_cannot_be_joined_but_can_be_listed():
-    with pytest.raises(DataError, match="type str"):
-        concat([("a", torch.zeros(1)), ("b", torch.zeros(1))])
+    joined = BatchStore()
+    joined.add(("a", torch.zeros(1)))
+    with pytest.raises(DataError, match="type str"):  # at once, and not when the whole set has been predicted
+        joined.add(("b", torch.zeros(1)))
     store = BatchStore(join=False)
     store.add("a")
     store.add("b")

@@ -50,6 +50,15 @@ def test_what_a_trainer_holds_is_known_to_code_written_for_transformers(tmp_path
     assert isinstance(trainer.pop_callback(transformers.ProgressCallback), onward.ProgressCallback)
 
 
+def test_our_way_to_tensorboard_is_removed_by_the_name_that_transformers_gives_it(tmp_path: Path) -> None:
+    from transformers.integrations import TensorBoardCallback
+
+    args = onward.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="tensorboard")
+    trainer = onward.Trainer(TinyRegression(), args)
+    assert isinstance(trainer.pop_callback(TensorBoardCallback), TensorBoardCallback)
+    assert trainer.pop_callback(TensorBoardCallback) is None
+
+
 def test_nothing_is_inherited_in_effect() -> None:
     become_kin()
     for name in NAMESAKES:

@@ -142,6 +142,42 @@ def test_the_arguments_replace_the_models_configuration(tmp_path):
     assert subject.evaluate()["eval_width"] == 5
 
 
+def test_every_new_model_generates_as_the_arguments_say(tmp_path):
+    """transformers gives the configuration only to the first model that `model_init` makes."""
+    config = GenerationConfig(max_length=5, pad_token_id=0, eos_token_id=2, decoder_start_token_id=0)
+    parts = {"model_init": lambda: t5(), "train_dataset": rows(2), "eval_dataset": rows(2), "compute_metrics": Seen()}
+    subject = trainer(
+        onward, None, tmp_path, cls="Seq2SeqTrainer", parts=parts, predict_with_generate=True,
+        generation_config=config, max_steps=1, save_strategy="no",
+    )  # fmt: skip
+    first = subject.model
+    subject.train()
+    assert subject.model is not first
+    assert subject.evaluate()["eval_width"] == 5
+
+
+def test_other_inputs_of_the_decoder_are_handed_to_generation(tmp_path, monkeypatch):
+    """Only the ids and their mask are made from the labels."""
+
+    def scenario(lib, folder):
+        model, given = t5(), []
+
+        def generate(**options):
+            given.append(sorted(options))
+            return torch.zeros(1, 2).long()
+
+        monkeypatch.setattr(model, "generate", generate)
+        monkeypatch.setattr(model, "forward", lambda **options: {"loss": torch.zeros(())})
+        subject = trainer(lib, model, folder, cls="Seq2SeqTrainer", predict_with_generate=True)
+        ids = torch.ones(1, 3).long()
+        made = {"labels": ids, "decoder_input_ids": ids, "decoder_attention_mask": ids}
+        inputs = {"input_ids": ids, **made, "decoder_head_mask": ids}
+        subject.prediction_step(model, inputs, prediction_loss_only=False)
+        return given
+
+    assert_same(*both(scenario, tmp_path))
+
+
 def test_an_unknown_padding_token_is_an_error(tmp_path):
     model = t5()
     parts = {"eval_dataset": rows(3), "compute_metrics": Seen()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import inspect
 import logging
 import time
 from collections.abc import Callable
@@ -165,11 +164,27 @@ def _ddp_settings(args: Any, model: nn.Module | None) -> Any:
 
 
 def gather_function(accelerator: Accelerator, use_gather_object: bool) -> Callable[[Any], Any]:
-    """accelerate's gathering that drops the duplicates which filled up the last batch."""
+    """accelerate's gathering that drops the duplicates which filled up the last batch.
+
+    One process has none. There accelerate would still cut everything, at any depth, to the number of samples in the
+    last batch: the boxes of each image, and as an object a tuple of outputs. So it gets only tensors, of which the
+    losses are repeated for a full batch. As objects, several outputs are gathered one by one, or those of all processes
+    would be chained without telling which is which.
+    """
     gather: Callable[..., Any] = accelerator.gather_for_metrics
-    if "use_gather_object" in inspect.signature(gather).parameters:
-        return functools.partial(gather, use_gather_object=use_gather_object)
+    if accelerator.num_processes == 1:
+        return functools.partial(_gather_tensor, gather)
+    if use_gather_object:
+        return functools.partial(_gather_objects, functools.partial(gather, use_gather_object=True))
     return gather
+
+
+def _gather_tensor(gather: Callable[[Any], Any], nest: Any) -> Any:
+    return gather(nest) if isinstance(nest, torch.Tensor) else nest
+
+
+def _gather_objects(gather: Callable[[Any], Any], nest: Any) -> Any:
+    return tuple(map(gather, nest)) if isinstance(nest, tuple) else gather(nest)
 
 
 def sums_over_processes(accelerator: Accelerator) -> Callable[[torch.Tensor], torch.Tensor] | None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-_HOMES = ("transformers.trainer_callback", "transformers.trainer_utils")
+_HOMES = ("transformers.trainer_callback", "transformers.trainer_utils", "transformers.integrations.integration_utils")
 
 
 class Kin:

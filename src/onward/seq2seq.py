@@ -34,10 +34,17 @@ class Seq2SeqTrainer(Trainer):
     _gen_kwargs: dict[str, Any] | None = None
 
     def _take_model(self, model: nn.Module | None) -> None:
-        super()._take_model(model)
+        super()._take_model(None if model is None else self._with_generation(model))
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Make a new model with `model_init`; it generates as ``args.generation_config`` says, if that is given."""
+        return self._with_generation(super().call_model_init(trial))
+
+    def _with_generation(self, model: nn.Module) -> nn.Module:
         given = getattr(self.args, "generation_config", None)
         if given is not None:
-            self.model.generation_config = self.load_generation_config(given)  # type: ignore[assignment]
+            model.generation_config = self.load_generation_config(given)  # type: ignore[assignment]
+        return model
 
     @staticmethod
     def load_generation_config(gen_config_arg: Any) -> GenerationConfig:
@@ -137,7 +144,7 @@ class Seq2SeqTrainer(Trainer):
         labels, decoder_ids = prompt.get("labels"), prompt.get("decoder_input_ids")
         if labels is not None and decoder_ids is not None and labels.shape == decoder_ids.shape:
             # Made from the labels by the collator: the model would continue the answer instead of finding it.
-            prompt = {key: value for key, value in prompt.items() if not key.startswith("decoder_")}
+            prompt = {k: v for k, v in prompt.items() if k not in ("decoder_input_ids", "decoder_attention_mask")}
         generated: torch.Tensor = self.model.generate(**prompt, **options)  # type: ignore[operator]
         config = self.model.generation_config
         if config._from_model_config:  # type: ignore[union-attr]

@@ -216,3 +216,31 @@ def test_the_header_is_what_transformers_expects(tmp_path: Path) -> None:
     data = (tmp_path / layout.WEIGHTS).read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     assert json.loads(data[8 : 8 + length])["__metadata__"]["format"] == "pt"
+
+
+def test_a_narrow_way_of_saving_is_given_what_transformers_gives(tmp_path: Path) -> None:
+    """People override `save_pretrained` with the three arguments that the trainer of transformers passes."""
+    from transformers import LlamaForCausalLM
+
+    class Narrow(LlamaForCausalLM):
+        def save_pretrained(self, save_directory, state_dict=None, is_main_process=True):  # type: ignore[no-untyped-def,override]
+            with open(save_directory + "/note.txt", "w") as file:
+                file.write("saved")
+            super().save_pretrained(save_directory, state_dict=state_dict, is_main_process=is_main_process)
+
+    weights.save_weights(Narrow(tiny_llama().config), tmp_path)
+    assert {"note.txt", layout.WEIGHTS} <= {path.name for path in tmp_path.iterdir()}
+
+
+@peft_asks_by_the_old_name
+def test_a_model_of_mixed_adapters_is_saved_whole(tmp_path: Path) -> None:
+    """PEFT cannot save it, and transformers writes its state."""
+    from peft import LoHaConfig, PeftMixedModel
+
+    def adapted() -> nn.Module:
+        return PeftMixedModel(tiny_llama(), LoHaConfig(r=2, target_modules=["q_proj"], init_weights=False))
+
+    model, fresh = adapted(), scrambled(adapted())
+    weights.save_weights(model, tmp_path)
+    assert weights.load_weights(fresh, tmp_path) == ([], [])
+    assert_equal(model, fresh)

@@ -132,6 +132,8 @@ SCENARIOS = {
     "accumulation steps": evaluated(TinyClassifier, ClassData(15), eval_accumulation_steps=2),
     "lists of batches": evaluated(TinyClassifier, ClassData(11), eval_do_concat_batches=False),
     "lists of batches of different length": evaluated(ManyOutputs, RegressionData(11), eval_do_concat_batches=False),
+    "lists of batches, with losses and inputs": evaluated(tiny_classifier, LABELLED, eval_do_concat_batches=False,
+                                                          include_for_metrics=["inputs", "loss"]),
     "several sets": evaluated(TinyClassifier, {"one": ClassData(5), "two": ClassData(6, seed=1)}),
     "padded lengths": evaluated(tiny_llama, Samples(token_data(10, (3, 9))), parts={"data_collator": pad_tokens}),
     "padded lengths, moved": evaluated(tiny_llama, Samples(token_data(10, (3, 9))), parts={"data_collator": pad_tokens},
@@ -182,6 +184,49 @@ def test_a_loader_that_knows_nothing_of_accelerate(tmp_path):
     assert_same(*both(scenario, tmp_path))
 
 
+def test_a_batch_metric_that_returns_nothing(tmp_path):
+    def scenario(lib, folder):
+        parts = {"eval_dataset": ClassData(6), "compute_metrics": lambda prediction, compute_result: None}
+        return timeless(trainer(lib, TinyClassifier(), folder, parts=parts, batch_eval_metrics=True).evaluate())
+
+    assert_same(*both(scenario, tmp_path))
+
+
+def test_a_metric_that_can_be_called_is_called_whatever_else_it_can_do(tmp_path):
+    class Rows:
+        def __init__(self):
+            self.rows = 0
+
+        def update(self, rows):
+            self.rows += rows
+
+        def compute(self):
+            return {"rows": self.rows}
+
+        def __call__(self, prediction):
+            self.update(len(prediction.predictions))
+            return self.compute()
+
+    def scenario(lib, folder):
+        parts = {"eval_dataset": ClassData(6), "compute_metrics": Rows()}
+        return timeless(trainer(lib, TinyClassifier(), folder, parts=parts).evaluate())
+
+    assert_same(*both(scenario, tmp_path))
+
+
+def test_a_step_that_returns_predictions_unasked_is_believed_in_predict(tmp_path):
+    def scenario(lib, folder):
+        class Unasked(lib.Trainer):
+            def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+                return super().prediction_step(model, inputs, False, ignore_keys)
+
+        args = lib.TrainingArguments(str(folder), report_to=[], use_cpu=True, prediction_loss_only=True)
+        output = Unasked(TinyClassifier(), args).predict(ClassData(5))
+        return [output.predictions, output.label_ids, timeless(output.metrics)]
+
+    assert_same(*both(scenario, tmp_path))
+
+
 def test_keys_that_are_no_predictions(tmp_path):
     def scenario(lib, folder):
         subject = trainer(lib, SelfScoring(), folder)
@@ -218,3 +263,41 @@ def test_one_sample_of_a_bare_tensor_keeps_its_dimension(tmp_path):
     assert output.predictions.shape == (5, 2)
     assert output.label_ids is None
     assert "test_loss" not in output.metrics
+
+
+class Boxes(nn.Module):
+    """Finds things in an image: several outputs, and labels that are a list with an entry for each image."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 6)
+
+    def forward(self, x, labels=None):
+        logits = self.layer(x).view(len(x), 3, 2)
+        loss = {} if labels is None else {"loss": logits.mean()}
+        return {**loss, "logits": logits, "boxes": logits.repeat(1, 1, 2)}
+
+
+def collate_boxes(samples):
+    """The number of boxes of an image is that of its place in the batch."""
+    labels = [{"boxes": torch.full((place + 1, 4), float(place))} for place in range(len(samples))]
+    return {"x": torch.stack([sample["x"] for sample in samples]), "labels": labels}
+
+
+@pytest.mark.parametrize("changes", [{}, {"eval_do_concat_batches": False}, {"eval_use_gather_object": True}])
+def test_the_labels_of_images_are_whole(tmp_path, changes):
+    """transformers cuts boxes and tuples to the size of the last batch, here 2, and zips lists of images."""
+    import onward
+
+    seen = Seen()
+    parts = {"data_collator": collate_boxes, "compute_metrics": seen, "eval_dataset": RegressionData(6)}
+    subject = trainer(onward, Boxes(), tmp_path, parts=parts, remove_unused_columns=False, **changes)
+    output = subject.predict(RegressionData(6))
+    subject.evaluate()
+    for predictions, labels in (output[:2], seen.calls[-1][:2]):
+        if "eval_do_concat_batches" in changes:
+            assert [len(batch) for batch in predictions] == [2, 2]
+            labels = [image for batch in labels for image in batch]
+        else:
+            assert [part.shape for part in predictions] == [(6, 3, 2), (6, 3, 4)]
+        assert [image["boxes"].shape for image in labels] == [(1, 4), (2, 4), (3, 4), (4, 4), (1, 4), (2, 4)]

@@ -76,5 +76,12 @@ def test_what_is_gathered_as_objects_is_one_row_a_sample(ranks, alone):
     assert metrics["test_loss"] == ranks[0]["ours"]["whole"]["metrics"]["eval_loss"]
 
 
+def test_several_outputs_that_are_gathered_as_objects_stay_apart(ranks, alone):
+    (rows, twice), labels, _ = ranks[1]["two outputs as objects"]
+    np.testing.assert_allclose(np.stack(rows), alone["predicted"][0], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(np.stack(twice), 2 * np.stack(rows))
+    np.testing.assert_array_equal(np.stack(labels), alone["predicted"][1])
+
+
 def test_a_loader_that_is_not_split_is_gathered_from_both(ranks):
     assert ranks[0]["own loader"]["eval_rows"] == 8

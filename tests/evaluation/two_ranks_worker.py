@@ -17,6 +17,7 @@ from tests.tiny import (
     tiny_llama,
     token_data,
 )
+from torch import nn
 from torch.utils.data import DataLoader
 
 import onward
@@ -62,6 +63,18 @@ def run(lib, model, folder, data, **changes):
     }
 
 
+class Twice(nn.Module):
+    """A classifier with two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = TinyClassifier()
+
+    def forward(self, x, labels=None):
+        found = self.inner(x, labels)
+        return {**found, "twice": 2 * found["logits"]}
+
+
 def scenarios(lib, folder):
     ragged = token_data(SAMPLES, (3, 9))
     found = {
@@ -90,6 +103,9 @@ def main(folder):
         found[name] = scenarios(lib, folder / name)
     found["streaming"] = run(onward, TinyClassifier(), folder / "s", ClassData(SAMPLES), metric=Mean())
     found["objects"] = run(onward, TinyClassifier(), folder / "s", ClassData(SAMPLES), eval_use_gather_object=True)
+    found["two outputs as objects"] = trainer(
+        onward, Twice(), folder / "s", per_device_eval_batch_size=2, eval_use_gather_object=True
+    ).predict(ClassData(SAMPLES))
     subject = trainer(onward, TinyClassifier(), folder / "s", parts={"compute_metrics": Seen()})
     loader = DataLoader(ClassData(4), batch_size=2)  # not split: both processes see all of it
     found["own loader"] = timeless(subject.evaluation_loop(loader, "Evaluation").metrics)

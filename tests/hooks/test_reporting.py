@@ -95,6 +95,8 @@ def test_metrics_are_formatted_as_in_transformers(tmp_path: Path, capsys: pytest
     from transformers.trainer_pt_utils import metrics_format
 
     assert Trainer.metrics_format(METRICS) == metrics_format(METRICS)
+    own = {"eval_memory_f1": 0.123456789}  # a user's, which counts no bytes
+    assert Trainer.metrics_format(own) == metrics_format(own) == {"eval_memory_f1": 0.1235}
     assert Trainer.metrics_format({"train_peak_memory_rss": 5 << 20}) == {"train_peak_memory_rss": "5MB"}
     printed = []
     for room in (onward, transformers):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from onward.checkpoint.tensors import write_safetensors
 from onward.errors import BrokenCheckpoint
 
 logger = logging.getLogger(__name__)
+DEFAULT_SHARD = "50GB"
+"""transformers' own limit, which a `save_pretrained` need not be told; one that somebody wrote may not take it."""
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -42,9 +45,9 @@ def is_pretrained(model: nn.Module) -> bool:
 
 
 def is_peft(model: nn.Module) -> bool:
-    """True for a `peft.PeftModel` (or mixed model); imports nothing."""
+    """True for a `peft.PeftModel`, but not for a mixed one, which cannot save its adapters; imports nothing."""
     module = sys.modules.get("peft")
-    return module is not None and isinstance(model, (module.PeftModel, module.PeftMixedModel))
+    return module is not None and isinstance(model, module.PeftModel)
 
 
 def can_save_a_copy(model: nn.Module) -> bool:
@@ -67,7 +70,7 @@ def save_weights(
     model: nn.Module,
     folder: Path,
     state_dict: Mapping[str, Any] | None = None,
-    max_shard_size: str | int = "50GB",
+    max_shard_size: str | int = DEFAULT_SHARD,
     is_main_process: bool = True,
     create: Create = create_plain,
 ) -> None:
@@ -84,16 +87,17 @@ def save_weights(
     if is_pretrained(model) or is_peft(model):
         # `save_pretrained` takes entries out of the dict that it is given.
         given = None if state_dict is None else dict(state_dict)
-        extra = {"max_shard_size": max_shard_size} if is_pretrained(model) else {}
+        own_limit = is_pretrained(model) and max_shard_size != DEFAULT_SHARD
+        extra = {"max_shard_size": max_shard_size} if own_limit else {}
         with _no_progress_bar():
-            model.save_pretrained(folder, state_dict=given, is_main_process=is_main_process, **extra)  # type: ignore[operator]
+            model.save_pretrained(os.fspath(folder), state_dict=given, is_main_process=is_main_process, **extra)  # type: ignore[operator]
     elif is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         save_tensors(model.state_dict() if state_dict is None else state_dict, folder, max_shard_size, create)
 
 
 def save_tensors(
-    state: Mapping[str, Any], folder: Path, max_shard_size: str | int = "50GB", create: Create = create_plain
+    state: Mapping[str, Any], folder: Path, max_shard_size: str | int = DEFAULT_SHARD, create: Create = create_plain
 ) -> None:
     """Write a state dict as ``model.safetensors`` or shards; one with more than tensors as ``pytorch_model.bin``."""
     if not all(isinstance(value, torch.Tensor) for value in state.values()):

@@ -35,8 +35,7 @@ class BatchStore:
         self._template: Nest = None
         self._columns: list[_Column] = []
         self._list: list[Any] = []
-        self._is_list = not join
-        self._on_its_way: tuple[Nest, bool] | None = None
+        self._on_its_way: Nest = None
         self._count = 0
         self.nbytes = 0
         """Bytes that the final arrays will take, for what was added so far."""
@@ -46,24 +45,25 @@ class BatchStore:
 
         Args:
             nest: tensors whose first dimension is the sample.
-            rows: it is instead a list with one entry per sample (as gathering objects over processes yields); such
-                lists are chained.
+            rows: a list in it has an entry per sample (as gathering objects over processes yields, and as the labels of
+                images are, each with its own number of boxes); such lists are chained.
 
         Raises:
-            DataError: it is to be joined with earlier batches and differs from them in structure.
+            DataError: it cannot be joined with earlier batches.
         """
-        if self._join and not rows:
-            self._check_shape(nest)
+        if self._join:
+            nest = _with_rows(nest) if rows else nest
+            self._check(nest)
         self._count += 1
         self.nbytes += sum(_final_size(leaf) for leaf in leaves(nest))
         self._settle()
         leaving = map_nest(_leave_device, nest)
         if any(isinstance(leaf, _Copy) for leaf in leaves(leaving)):
-            self._on_its_way = leaving, rows
+            self._on_its_way = leaving
         else:
-            self._place(leaving, rows)
+            self._place(leaving)
 
-    def _check_shape(self, nest: Nest) -> None:
+    def _check(self, nest: Nest) -> None:
         shape = shape_of(nest)
         if self._count == 0:
             self._shape = shape
@@ -75,20 +75,18 @@ class BatchStore:
                 f"expected {self._shape}. Make the model return the same outputs for every batch, leave some out "
                 "with ignore_keys, or set eval_do_concat_batches=False to get a list of batches."
             )
+        else:
+            _check_types(nest)
 
     def _settle(self) -> None:
         """Wait for the batch before, whose copy went on while the device worked on this one."""
         if self._on_its_way is not None:
-            leaving, rows = self._on_its_way
-            self._on_its_way = None
-            self._place(map_nest(lambda leaf: leaf.wait() if isinstance(leaf, _Copy) else leaf, leaving), rows)
+            leaving, self._on_its_way = self._on_its_way, None
+            self._place(map_nest(lambda leaf: leaf.wait() if isinstance(leaf, _Copy) else leaf, leaving))
 
-    def _place(self, nest: Nest, rows: bool) -> None:
+    def _place(self, nest: Nest) -> None:
         if not self._join:
             self._list.append(map_nest(_own, nest))
-        elif rows:
-            self._is_list = True
-            self._list.extend(map_nest(_own, row) for row in nest)
         else:
             for column, leaf in zip(self._columns, leaves(nest), strict=True):
                 column.add(leaf)
@@ -102,7 +100,7 @@ class BatchStore:
         self._settle()
         if self._count == 0:
             return None
-        if self._is_list:
+        if not self._join:
             return numpify(self._list)
         joined = iter([column.array() for column in self._columns])
         return map_nest(lambda _: next(joined), self._template)
@@ -117,9 +115,14 @@ class _Column:
         self._open: Rows | None = None
         self._count = 0
         self._is_number = False
+        self._is_chain = False
 
     def add(self, leaf: Any) -> None:
         self._count += 1
+        if isinstance(leaf, _PerSample):
+            self._is_chain = True
+            self._parts.extend(map_nest(_own, row) for row in leaf.rows)
+            return
         if not isinstance(leaf, torch.Tensor):
             self._close()
             self._parts.append(leaf)
@@ -141,6 +144,8 @@ class _Column:
 
     def array(self) -> Any:
         self._close()
+        if self._is_chain:
+            return numpify(self._parts)
         if len(self._parts) > 1:
             return _join(self._parts)
         whole = to_array(self._parts[0])  # one batch alone keeps the shape that it has
@@ -149,12 +154,6 @@ class _Column:
 
 def _join(parts: list[Any]) -> npt.NDArray[Any]:
     """Join along the first dimension into one array, letting go of each part as it is copied."""
-    for part in parts:
-        if not isinstance(part, (torch.Tensor, np.ndarray)):
-            raise DataError(
-                f"Cannot join outputs of type {type(part).__name__} over batches, expected tensors or arrays. Leave "
-                "that output out with ignore_keys, or set eval_do_concat_batches=False to get a list of batches."
-            )
     shapes = [tuple(part.shape) or (1,) for part in parts]
     if len({(len(shape), shape[2:]) for shape in shapes}) > 1:
         raise DataError(
@@ -169,7 +168,8 @@ def _join(parts: list[Any]) -> npt.NDArray[Any]:
         tail = (max(shape[1] for shape in shapes), *tail[1:])
     rows = sum(shape[0] for shape in shapes)
     dtype = dtypes[0] if padded else np.result_type(*set(dtypes))
-    whole = np.full((rows, *tail), PAD_INDEX, dtype) if padded else np.empty((rows, *tail), dtype)
+    fill = np.asarray(PAD_INDEX).astype(dtype)  # an unsigned type wraps around, as with torch
+    whole = np.full((rows, *tail), fill, dtype) if padded else np.empty((rows, *tail), dtype)
     start = 0
     parts.reverse()
     for shape in shapes:
@@ -179,7 +179,32 @@ def _join(parts: list[Any]) -> npt.NDArray[Any]:
     return whole
 
 
+def _check_types(nest: Nest) -> None:
+    for leaf in leaves(nest):
+        if not isinstance(leaf, (torch.Tensor, np.ndarray, _PerSample)):
+            raise DataError(
+                f"Cannot join outputs of type {type(leaf).__name__} over batches, expected tensors or arrays. Leave "
+                "that output out with ignore_keys, or set eval_do_concat_batches=False to get a list of batches."
+            )
+
+
+class _PerSample:
+    """A list with an entry per sample, as one leaf of a nest."""
+
+    def __init__(self, rows: list[Nest]) -> None:
+        self.rows = rows
+
+
+def _with_rows(nest: Nest) -> Nest:
+    """The nest with its lists, or those in a tuple, as leaves."""
+    if isinstance(nest, tuple):
+        return tuple(map(_with_rows, nest))
+    return _PerSample(nest) if isinstance(nest, list) else nest
+
+
 def _final_size(leaf: Any) -> int:
+    if isinstance(leaf, _PerSample):
+        return sum(_final_size(part) for part in leaves(leaf.rows))
     if isinstance(leaf, torch.Tensor):  # numpy has no bfloat16: it becomes float32
         return leaf.numel() * (4 if leaf.dtype == torch.bfloat16 else leaf.element_size())
     return int(leaf.nbytes) if isinstance(leaf, np.ndarray) else 0
@@ -205,6 +230,9 @@ class _Copy:
 
 
 def _leave_device(leaf: Any) -> Any:
+    if isinstance(leaf, _PerSample):
+        on_host = map_nest(lambda part: part.detach().cpu() if isinstance(part, torch.Tensor) else part, leaf.rows)
+        return _PerSample(on_host)
     if not isinstance(leaf, torch.Tensor):
         return leaf
     leaf = leaf.detach()

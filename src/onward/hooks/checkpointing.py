@@ -41,7 +41,7 @@ class CheckpointHooks(TrainerBase):
         folder.mkdir(parents=True, exist_ok=True)
         weights.save_weights(self._model_to_save(), folder, state_dict, option(self.args, "max_shard_size"))
         if (tokenizer := beside.tokenizer_of(self)) is not None:
-            tokenizer.save_pretrained(folder)
+            tokenizer.save_pretrained(os.fspath(folder))
         (folder / layout.TRAINING_ARGS).write_bytes(parts.training_args(self.args))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -207,7 +207,7 @@ class ReportingHooks(TrainerBase):
 
 
 def _readable(name: str, value: Any) -> Any:
-    if "_mem_" in name or "_memory_" in name:
+    if "_mem_" in name or "_peak_memory_" in name:
         return f"{int(value) // MEGABYTE}MB"
     if "_runtime" in name:
         seconds = int(value)

@@ -151,7 +151,7 @@ def _write_copies(job: SaveJob, copies: _Copies, folder: Path, create: Create) -
     model_state, optimizer = copies.snapshot.tree
     copies.write_model(folder, model_state, create)
     if copies.tokenizer is not None:
-        copies.tokenizer.save_pretrained(folder)
+        copies.tokenizer.save_pretrained(os.fspath(folder))
     (folder / layout.TRAINING_ARGS).write_bytes(copies.training_args)
     if optimizer is not None:
         parts.write_torch(optimizer, folder / layout.OPTIMIZER, create)

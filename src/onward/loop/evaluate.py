@@ -230,7 +230,7 @@ def _predict_batch(host: TrainerBase, model: nn.Module, inputs: dict[str, Any], 
     if "inputs" in host.args.include_for_metrics:
         main = host._prepare_input(inputs[getattr(host.model, "main_input_name", "input_ids")])
         batch.inputs = host.gather_function(_pad(host, main))
-    if task.loss_only and host.compute_metrics is None:
+    if task.loss_only and host.compute_metrics is None and task.description != _PREDICTION:
         return batch  # an overridden prediction_step may return logits all the same
     if labels is not None:
         labels = _pad(host, labels)
@@ -276,24 +276,25 @@ class _Kept:
         join = host.args.eval_do_concat_batches
         wanted = scorer.keeps_predictions or task.description == _PREDICTION
         objects = host.args.eval_use_gather_object and host.accelerator.num_processes > 1
-        losses, predictions, labels, inputs = (BatchStore(each, expected) for each in (True, join, join, join))
+        losses, predictions, labels, inputs = (BatchStore(join, expected) for _ in range(4))
         return cls(wanted, objects, expected, losses, predictions, labels, inputs)
 
     def take(self, batch: Batch) -> None:
         """Keep what is wanted of a batch."""
         if batch.losses is not None:
-            self.losses.add(batch.losses, rows=isinstance(batch.losses, list))
+            self.losses.add(batch.losses, rows=True)
         if not self.predictions_too:
             return
-        for store, nest in (
-            (self.predictions, batch.predictions),
-            (self.labels, batch.labels),
-            (self.inputs, batch.inputs),
+        for store, nest, rows in (
+            (self.predictions, batch.predictions, self.objects),  # a list of the model's is one of its layers, say
+            (self.labels, batch.labels, True),
+            (self.inputs, batch.inputs, True),
         ):
             if nest is not None:
-                store.add(nest, rows=self.objects and isinstance(nest, list))
-        if batch.predictions is not None:
-            self.gathered += len(batch.predictions) if self.objects else find_batch_size(batch.predictions) or 0
+                store.add(nest, rows=rows)
+        if (found := batch.predictions) is not None:
+            part = found[0] if isinstance(found, tuple) and found else found
+            self.gathered += len(part) if self.objects else find_batch_size(found) or 0
 
     @property
     def nbytes(self) -> int:
@@ -303,7 +304,7 @@ class _Kept:
     def arrays(self) -> Batch:
         """Everything that was kept, as arrays."""
         losses = self.losses.arrays()
-        if isinstance(losses, list):  # gathered as objects
+        if isinstance(losses, list) and np.ndim(losses[0]) == 0:  # gathered as objects
             losses = np.array(losses)
         return Batch(losses, self.predictions.arrays(), self.labels.arrays(), self.inputs.arrays())
 
@@ -350,6 +351,8 @@ def _name_metrics(host: TrainerBase, found: dict[str, Any], losses: Any, prefix:
     """All metrics under their names, which begin with the prefix: first what came with it, as transformers does."""
     whole = f"{prefix}_"
     metrics: dict[str, float] = {name: value for name, value in found.items() if name.startswith(whole)}
+    if isinstance(losses, list):
+        losses = np.concatenate([np.atleast_1d(part) for part in losses])
     if isinstance(losses, np.ndarray):
         finite = np.isfinite(losses)
         if not finite.all():

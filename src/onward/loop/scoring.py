@@ -60,8 +60,13 @@ def choose_scorer(compute_metrics: Any, args: Any, device: torch.device) -> Scor
 
 
 def is_streaming(metric: Any) -> bool:
-    """Whether a metric takes in batch after batch, as those of torchmetrics do."""
-    return callable(getattr(metric, "update", None)) and callable(getattr(metric, "compute", None))
+    """Whether a metric takes in batch after batch, as those of torchmetrics do.
+
+    One that can be called itself is a ``compute_metrics`` like any function, whatever else it can do; but calling a
+    module would only be its `update`.
+    """
+    called = callable(metric) and not isinstance(metric, torch.nn.Module)
+    return not called and all(callable(getattr(metric, name, None)) for name in ("update", "compute"))
 
 
 class Unscored:
@@ -113,8 +118,8 @@ class PerBatch:
             self._returned = self._compute_metrics(evidence, compute_result=is_last)
 
     def metrics(self, kept: Batch) -> dict[str, Any]:
-        """What the last call returned."""
-        return _as_metrics(self._returned)
+        """What the last call returned; a metric that returns nothing keeps its results to itself."""
+        return {} if self._returned is None else _as_metrics(self._returned)
 
 
 class Streaming:
