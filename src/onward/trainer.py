@@ -21,7 +21,7 @@ from onward.hooks.data import DataHooks
 from onward.hooks.evaluation import EvaluationHooks
 from onward.hooks.hub import HubHooks
 from onward.hooks.optimization import OptimizationHooks
-from onward.hooks.reporting import ReportingHooks
+from onward.hooks.reporting import ReportingHooks, set_log_level
 from onward.hooks.searching import SearchHooks
 from onward.hooks.training import TrainingHooks
 from onward.loop.checks import check_parts, check_trainer
@@ -135,9 +135,7 @@ class Trainer(
         self.create_accelerator_and_postprocess()
         self._memory_tracker = MemoryTracker(self.args.skip_memory_metrics)
         self._memory_tracker.start("init")
-        ours, level = logging.getLogger("onward"), self.args.get_process_log_level()
-        if level != ours.getEffectiveLevel():  # or "passive" would pin the level against a later basicConfig
-            ours.setLevel(level)
+        set_log_level(self.args)
 
     def _take_model(self, model: nn.Module | None) -> None:
         args = self.args

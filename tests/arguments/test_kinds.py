@@ -1,5 +1,7 @@
 """A value of the wrong type is refused when it is given, whatever Python would make of it later."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +49,25 @@ def test_a_wrong_type_is_told(given, message):
         {"max_grad_norm": None},
         {"include_for_metrics": ("inputs", "loss")},
         {"max_shard_size": 10**6},
+        {"resume_from_checkpoint": True},
+        {"push_to_hub": None, "auto_find_batch_size": None},
+        {"save_steps": -1},
     ],
     ids=str,
 )
 def test_what_works_is_let_through(given):
     TrainingArguments(use_cpu=True, **given)
+
+
+def test_a_whole_float_is_a_whole_number():
+    args = TrainingArguments(use_cpu=True, max_steps=4.0, save_total_limit=2.0)
+    assert (repr(args.max_steps), repr(args.save_total_limit)) == ("4", "2")
+
+
+def test_types_are_checked_after_a_parser_was_made():
+    code = (
+        "from transformers import HfArgumentParser; from onward import TrainingArguments;"
+        "HfArgumentParser(TrainingArguments).parse_dict({'bf16': 'False'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "bf16 got the text 'False'; expected True or False." in done.stderr

@@ -7,9 +7,12 @@ import pytest
 from .compare import differences
 from .harness import Pair
 from .scenarios import SCENARIOS
+from .scenarios.arguments import ARGUMENTS
 
 PARITY = [
-    pytest.param(name, marks=pytest.mark.scenarios(name), id=name) for name in SCENARIOS if name != "another_seed"
+    pytest.param(name, marks=pytest.mark.scenarios(name), id=name)
+    for name in SCENARIOS
+    if name not in ("another_seed", "every_argument")
 ]
 
 
@@ -39,3 +42,14 @@ def test_a_record_is_complete(pair: Pair) -> None:
         assert record["train_output"]["metrics"].keys() >= {"train_loss", "train_samples_per_second"}
         assert len(record["weights"]) == 21
         assert sum(event["event"] == "on_step_end" for event in record["events"]) == 12
+
+
+@pytest.mark.scenarios("every_argument")
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_argument_changes_what_it_changes_in_transformers(pair: Pair, name: str) -> None:
+    theirs, ours = pair.records("every_argument")
+    assert "error" not in {*theirs, *ours}, (theirs.get("error"), ours.get("error"))
+    assert theirs[name]["with"] != theirs[name]["without"], "nothing here shows this argument"
+    assert differences(theirs[name]["without"], theirs[name]["with"]), "what shows it is left out of the comparison"
+    found = differences(theirs[name], ours[name])
+    assert not found, "\n".join(found[:12])

@@ -54,7 +54,7 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "logging_steps": (0, None),
     "eval_steps": (0, None),
     "eval_delay": (0, None),
-    "save_steps": (0, None),
+    "save_steps": (-1, None),
     "eval_accumulation_steps": (1, None),
     "torch_empty_cache_steps": (1, None),
     "seed": (0, 2**32 - 1),
@@ -89,7 +89,7 @@ def check_words(args: TrainingArguments) -> None:
         if value is not None and value not in choices:
             hint = did_you_mean(value, choices)
             raise UsageError(f"{name} got {value!r}; expected one of {', '.join(choices)}.{hint}")
-    if args.auto_find_batch_size not in (True, False, "grow"):
+    if args.auto_find_batch_size not in (True, False, None, "grow"):
         raise UsageError(f"auto_find_batch_size got {args.auto_find_batch_size!r}; expected True, False or 'grow'.")
     for name in ("padding_free", "chunked_loss"):
         if option(args, name) not in (True, False, "auto"):

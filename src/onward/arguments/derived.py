@@ -14,7 +14,7 @@ import torch
 
 from onward.arguments import devices
 from onward.arguments.fields import ArgumentFields
-from onward.arguments.reporting import LOG_LEVELS
+from onward.arguments.reporting import LOG_LEVELS, passive_log_level
 from onward.types import ParallelMode
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class DerivedArguments(ArgumentFields):
     def get_process_log_level(self) -> int:
         """Return the level of `logging` for this process."""
         level = LOG_LEVELS[self.log_level if self.should_log else self.log_level_replica]
-        return logging.getLogger("onward").getEffectiveLevel() if level == LOG_LEVELS["passive"] else level
+        return passive_log_level() if level == LOG_LEVELS["passive"] else level
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Return the optimizer steps of the warm-up in a run of `num_training_steps`."""

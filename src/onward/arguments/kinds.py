@@ -6,7 +6,6 @@ import functools
 import operator
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from onward.arguments.extras import value_of
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _is_flag(value: Any) -> bool:
-    return value in (True, False)  # 0, 1 and numpy's, as configurations hold them
+    return value in (True, False, None)  # 0, 1 and numpy's, as configurations hold them; None is off
 
 
 def _is_whole(value: Any) -> bool:
@@ -47,8 +46,8 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "dict[str, Any] | str": ("a dictionary or a JSON object", lambda value: isinstance(value, Mapping | str)),
     "dict | str": ("a dictionary or a JSON object", lambda value: isinstance(value, Mapping | str)),
 }
-SEVERAL_TYPES = ("accelerator_config", "deepspeed", "fsdp", "max_shard_size")
-"""Fields whose values become other objects than their annotation says, and are checked where that happens."""
+SEVERAL_TYPES = ("accelerator_config", "deepspeed", "fsdp", "max_shard_size", "resume_from_checkpoint")
+"""Fields that take more than their annotation says, and are checked where they are used."""
 NONE_TOO = ("max_grad_norm",)
 """Fields that configurations switch off by None, whatever transformers' annotation says."""
 
@@ -57,10 +56,18 @@ NONE_TOO = ("max_grad_norm",)
 def _expected() -> list[tuple[str, bool, str, Callable[[Any], bool]]]:
     """Name, whether `None` will do, words and check of every field that has a plain type."""
     found = []
-    for entry in fields(ArgumentFields):
-        kind = str(entry.type).removesuffix(" | None")
-        if kind in KINDS and entry.name not in SEVERAL_TYPES:
-            found.append((entry.name, kind != entry.type or entry.name in NONE_TOO, *KINDS[kind]))
+    for name, annotation in _annotations().items():
+        kind = annotation.removesuffix(" | None")
+        if kind in KINDS and name not in SEVERAL_TYPES:
+            found.append((name, kind != annotation or name in NONE_TOO, *KINDS[kind]))
+    return found
+
+
+def _annotations() -> dict[str, str]:
+    """The types of all fields as they are written. `Field.type` will not do: a parser puts what it made of it there."""
+    found: dict[str, str] = {}
+    for base in reversed(ArgumentFields.__mro__):
+        found.update(vars(base).get("__annotations__", {}))
     return found
 
 
@@ -68,6 +75,9 @@ def check_types(args: TrainingArguments) -> None:
     """Raise `UsageError` for a value whose type its field cannot take."""
     for name, may_be_none, words, fits in _expected():
         value = value_of(args, name)
+        if words == "a whole number" and isinstance(value, float) and value.is_integer():
+            value = int(value)  # as searches and configurations give them
+            setattr(args, name, value)
         if (value is None and may_be_none) or fits(value):
             continue
         got = f"the text {value!r}" if isinstance(value, str) else f"{value!r} ({type(value).__name__})"

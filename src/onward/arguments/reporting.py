@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +12,16 @@ from onward.types import IntervalStrategy
 LOG_LEVELS = {"detail": 10, "debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50, "passive": -1}
 """Words for `log_level` and the levels of `logging` that they stand for; -1 leaves the level as it is."""
 METRIC_EXTRAS = ["inputs", "loss"]
+
+
+def passive_log_level() -> int:
+    """The level that the script has chosen: that of transformers, where it was changed there, else that of onward.
+
+    Scripts silence a trainer by ``transformers.logging.set_verbosity_error()`` or TRANSFORMERS_VERBOSITY.
+    """
+    theirs = logging.getLogger("transformers").level  # not set where transformers is not loaded
+    chosen = theirs not in (logging.NOTSET, logging.WARNING)
+    return theirs if chosen else logging.getLogger("onward").getEffectiveLevel()
 
 
 @documented

@@ -14,13 +14,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from onward.arguments.accelerator_config import AcceleratorConfig
+from onward.arguments.reporting import passive_log_level
 from onward.errors import UsageError
 from onward.types import DebugOption, HubStrategy, IntervalStrategy, OptimizerNames, SaveStrategy, SchedulerType
 
 if TYPE_CHECKING:
     from onward.arguments.training_arguments import TrainingArguments
-
-logger = logging.getLogger("onward")
 
 ALIASES = {
     "gradient_checkpointing": "activation_checkpointing",
@@ -95,7 +94,7 @@ def resolve_paths_and_display(args: TrainingArguments) -> None:
     # A literal "~" would become a folder of that name in the working directory.
     args.output_dir = os.path.expanduser("trainer_output" if args.output_dir is None else args.output_dir)
     if args.disable_tqdm is None:
-        args.disable_tqdm = logger.getEffectiveLevel() > logging.WARNING
+        args.disable_tqdm = passive_log_level() > logging.WARNING
 
 
 def resolve_intervals(args: TrainingArguments) -> None:
@@ -111,7 +110,7 @@ def resolve_intervals(args: TrainingArguments) -> None:
         args.eval_steps = args.logging_steps
     for verb in ("logging", "eval", "save"):
         steps = getattr(args, f"{verb}_steps")
-        if getattr(args, f"{verb}_strategy") != IntervalStrategy.STEPS or isinstance(steps, str) or steps < 1:
+        if getattr(args, f"{verb}_strategy") != IntervalStrategy.STEPS or isinstance(steps, str) or steps <= 1:
             continue
         if steps != int(steps):
             raise UsageError(

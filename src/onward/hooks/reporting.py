@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,26 @@ from onward.state import write_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from onward.arguments import TrainingArguments
+
 logger = logging.getLogger(__name__)
 
 MEGABYTE = 2**20
+
+
+def set_log_level(args: TrainingArguments) -> None:
+    """Let onward, and transformers where it is loaded, say as much as ``log_level`` asks for."""
+    ours, level = logging.getLogger("onward"), args.get_process_log_level()
+    if level != ours.getEffectiveLevel():  # or "passive" would pin the level against a later basicConfig
+        ours.setLevel(level)
+    if level < logging.WARNING and not ours.hasHandlers():
+        # Python alone shows warnings and worse. Once the script has handlers of its own, they do.
+        handler = logging.StreamHandler()
+        handler.addFilter(lambda _: not logging.root.handlers)
+        ours.addHandler(handler)
+    asked = args.log_level if args.should_log else args.log_level_replica
+    if asked != "passive" and "transformers" in sys.modules:
+        logging.getLogger("transformers").setLevel(level)
 
 
 class ReportingHooks(TrainerBase):

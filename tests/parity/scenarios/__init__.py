@@ -1,6 +1,6 @@
 """Every scenario, by name."""
 
-from . import combinations, customized, data, evaluating, kinds, processes, settings  # noqa: F401  (they register themselves)
+from . import arguments, combinations, customized, data, evaluating, kinds, methods, processes, scripts, settings  # noqa: F401  (they register themselves)
 from .registry import SCENARIOS
 
 __all__ = ["SCENARIOS"]
