@@ -73,7 +73,6 @@ ARGUMENTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "accelerator_config": ({"even_batches": False, "non_blocking": True}, {}),
     "dataloader_drop_last": (True, {}),
     "dataloader_num_workers": (1, {}),
-    "dataloader_pin_memory": (True, {}),
     "dataloader_persistent_workers": (True, {"dataloader_num_workers": 1}),
     "dataloader_prefetch_factor": (3, {"dataloader_num_workers": 1}),
     "dataloader_multiprocessing_context": ("fork", {"dataloader_num_workers": 1}),
@@ -175,8 +174,6 @@ def observe(stage: Any, folder: str, **changes: Any) -> dict[str, Any]:
     model, collator = classifier(), Column()
     counts = forwards(model)
     args = stage.arguments(**{"num_train_epochs": 1, "per_device_train_batch_size": 4, **changes})
-    if "dataloader_pin_memory" in changes:
-        args.dataloader_pin_memory = changes["dataloader_pin_memory"]  # as on a machine with a GPU
     given = {"train_dataset": rows(14), "eval_dataset": rows(6, seed=1), "compute_metrics": metrics}
     trainer = stage.trainer(model, args, data_collator=collator, **given)
     try:
