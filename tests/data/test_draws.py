@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset, SequentialSampler, TensorDataset
 
 from onward.data.batches import Indices
-from onward.data.draws import Watch, capture, key_of, mark, moved, protected, restore, rewind, seed_streams
+from onward.data.draws import capture, key_of, mark, moved, protected, restore, rewind, seed_streams
 from onward.data.feed import Feed
 from onward.data.fetch import Collate, Samples, never_draws
 from onward.data.loader import Share, build_loader
@@ -166,12 +166,6 @@ def test_kinds_of_data_that_never_draw() -> None:
     assert never_draws(tensors) is False
     assert never_draws(torch.utils.data.Subset(tensors, [0])) is False
     assert never_draws(Augmented("torch")) is None
-
-
-def test_a_watch_told_that_nothing_is_drawn_looks_at_nothing() -> None:
-    assert Watch(False).run(lambda: "plain", lambda: "seeded", in_worker=True) == "plain"
-    assert Watch().run(lambda: "plain", lambda: "seeded") == "plain"
-    assert Watch().run(lambda: (random.random(), "plain")[1], lambda: "seeded") == "seeded"
 
 
 def test_indices_travel_to_workers_with_their_place() -> None:

@@ -303,3 +303,21 @@ def test_the_wait_shows_what_is_pushed(hub: HubServer, tmp_path: Path, capsys: p
     pushes.finish(30, show=True)
     shown = capsys.readouterr().err
     assert "pushing checkpoint-5 to user/model (try 1)" in " ".join(shown.split())
+
+
+def test_a_folder_that_is_about_to_go_is_read_by_nobody(hub: HubServer, tmp_path: Path) -> None:
+    """A rollback deletes checkpoints, and a later save may take the same name."""
+    held = hub.fail("POST .*preupload", "hold", times=1)
+    pushes = uploader(keep_all=True)
+    running, waiting = pushes.submit(upload(tmp_path, 5)), pushes.submit(upload(tmp_path, 10))
+    hub.await_request("POST /api/models/user/model/preupload")
+    last = pushes.submit(upload(tmp_path, 15))
+    for step in (10, 5):
+        pushes.withdraw(tmp_path / f"checkpoint-{step}", "the run went back to checkpoint-3")
+    for future in (running, waiting):
+        outcome = future.result(0)
+        assert (outcome.status, outcome.reason) == ("replaced", "the run went back to checkpoint-3")
+    held.gate.set()
+    assert pushes.finish(120) is None
+    assert last.result().status == "pushed"
+    assert hub.storage.messages("user/model") == ["initial commit", "Training in progress, step 15"]

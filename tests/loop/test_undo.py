@@ -39,3 +39,38 @@ def test_a_second_step_is_put_back_to_its_own_start() -> None:
     model(torch.randn(4, 3))
     buffers.put_back()
     assert all(torch.equal(one, other) for one, other in zip(model.buffers(), before, strict=True))
+
+
+class Averaging(nn.Module):
+    """Replaces its buffers in forward, as moving averages and queues are often written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("queue", torch.zeros(0, 3))
+        self.register_buffer("first", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        self.queue = torch.cat([self.queue, x])[-6:]
+        self.first = x[:1] if self.first is None else self.first
+        return x - self.mean
+
+
+@pytest.mark.parametrize("unless", [None, torch.tensor(False), torch.tensor(True)])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_buffers_that_forward_replaces(unless: torch.Tensor | None, kept: int) -> None:
+    model = Averaging()
+    buffers = Buffers(model)
+    for _ in range(kept):
+        model(torch.randn(4, 3))
+        buffers.keep()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(torch.full((4, 3), torch.nan))
+    behind = {name: value.clone() for name, value in model.state_dict().items()}
+    buffers.put_back(unless)
+    expected = behind if unless is not None and unless else before
+    now = model.state_dict()
+    assert now.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(now[name], value, equal_nan=True, rtol=0, atol=0)

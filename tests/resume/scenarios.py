@@ -45,6 +45,35 @@ class Augmented(Dataset[dict[str, Tensor]]):
         return torch.tensor([random.gauss(0, 1) for _ in range(4)])
 
 
+SHARED = np.random.default_rng(6)
+
+
+def draws_from_global(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Collates with noise from a generator of the script."""
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    return {**batch, "x": batch["x"] + torch.tensor(SHARED.standard_normal(4), dtype=torch.float32)}
+
+
+class Deep(Augmented):
+    """Draws from a generator that an attribute of any name keeps, and that is new in each epoch or made when needed."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__("none")
+        self.kind, self.augmentations = kind, {"noise": Augmented("its own")}
+
+    def set_epoch(self, epoch: int) -> None:
+        """A new generator."""
+        if self.kind == "epoch":
+            self.augmentations["noise"].own = np.random.default_rng(epoch)
+
+    def noise(self) -> Tensor:
+        if self.kind == "lazy" and not hasattr(self, "late"):
+            self.late = np.random.default_rng(3)
+        if self.kind == "lazy":
+            return torch.tensor(self.late.standard_normal(4), dtype=torch.float32)
+        return self.augmentations["noise"].noise()
+
+
 class Stream(IterableDataset[dict[str, Tensor]]):
     """The same as a stream, split over workers."""
 
@@ -123,6 +152,17 @@ class SamplerLoader(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.train_dataset, 4, sampler=OwnSampler(len(self.train_dataset)))
+
+
+class NumpyRates(Trainer):
+    """A schedule of the user's, in numpy: its state holds numbers of numpy."""
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        def curve(step: int) -> Any:
+            return 0.5 * (1 + np.cos(np.pi * step / num_training_steps))
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, curve)
+        return self.lr_scheduler
 
 
 class MovingAverage(TrainerCallback, ExportableState):
@@ -225,6 +265,11 @@ SCENARIOS: dict[str, Scenario] = {
         data=lambda: Augmented("its own"),
         resumed_arguments={"dataloader_num_workers": 0},
     ),
+    "generators that lie deep": Scenario(data=lambda: Deep("attribute")),
+    "generators that are made late": Scenario({"dataloader_num_workers": 2}, data=lambda: Deep("lazy")),
+    "a new generator in each epoch": Scenario(data=lambda: Deep("epoch")),
+    "a generator of the script": Scenario(extra=lambda: {"data_collator": draws_from_global}),
+    "rates computed with numpy": Scenario(trainer=NumpyRates),
     "one worker": Scenario({"dataloader_num_workers": 1}, data=lambda: Augmented("torch")),
     "two workers": Scenario({"dataloader_num_workers": 2}, data=lambda: Augmented("numpy")),
     "another number of workers": Scenario(

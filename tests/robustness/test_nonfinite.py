@@ -136,6 +136,27 @@ def test_running_statistics_do_not_keep_what_was_left_out(tmp_path: Path) -> Non
     assert not same(seen[4], seen[3])
 
 
+class Centred(TinyRegression):
+    """Keeps a moving average in a buffer that forward replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return super().forward(x - self.mean, labels)
+
+
+def test_a_buffer_that_forward_replaces_does_not_either(tmp_path: Path) -> None:
+    data = RegressionData(LENGTH)
+    data.x[13] = math.nan
+    it = trainer(tmp_path, data, Centred())
+    it.train()
+    assert it.meters.nonfinite_positions == [4]
+    assert it.model.mean.isfinite().all()
+
+
 def test_ignore_is_what_transformers_does(tmp_path: Path) -> None:
     it = trainer(tmp_path, Broken({13: math.nan}), on_nonfinite="ignore")
     it.train()

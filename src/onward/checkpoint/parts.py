@@ -135,8 +135,10 @@ def load_scaler(scaler: Any, folder: Path) -> None:
 
 
 def _numpy_globals() -> list[Any]:
-    """Return what numpy's generator state is made of; all of it is data."""
-    return [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]  # type: ignore[attr-defined]
+    """Return what numpy's generator state, and a rate that was computed with numpy, are made of; all of it is data."""
+    kinds = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"}
+    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    return [multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *kinds]
 
 
 _PROJECTORS = (

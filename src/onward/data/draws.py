@@ -17,7 +17,6 @@ import hashlib
 import random
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -153,33 +152,3 @@ def protected(work: Callable[[], T]) -> T:
         return work()
     finally:
         restore(streams)
-
-
-class Watch:
-    """Runs pieces of data work so that what they draw is a function of the keys they are given."""
-
-    def __init__(self, draws: bool | None = None) -> None:
-        """`draws`: whether the work is known to draw (`True`), known not to (`False`), or to be found out (`None`)."""
-        self.draws = draws
-
-    def run(self, plain: Callable[..., T], seeded: Callable[..., T], *work: Any, in_worker: bool = False) -> T:
-        """Run `plain`; if that moved a global generator, forget its result and run `seeded`.
-
-        Args:
-            plain: does the work as it is.
-            seeded: does the same work, calling `seed_streams` before each piece.
-            work: what both are called with.
-            in_worker: this is a loader worker, which has no stream of its own to protect.
-        """
-        if self.draws is False:
-            return plain(*work)
-        if in_worker:
-            return seeded(*work)
-        if self.draws is None:
-            before = mark()
-            result = plain(*work)
-            if not moved(before):
-                return result
-            rewind(before)
-            self.draws = True
-        return protected(partial(seeded, *work))

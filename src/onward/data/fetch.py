@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from onward.data.batches import Indices
-from onward.data.draws import Watch, key_of, seed_streams
-from onward.data.generators import owned_by, seed_owned
+from onward.data.draws import key_of
 from onward.data.pieces import Limit, Pieces, spans
+from onward.data.watch import Watch
 
 _COLLATE = -1  # stands in for the position in the key of a collator's draws
 
 
 class Fetched(list[Any]):
     """The samples of one micro-batch, remembering which they are."""
+
+    used: bool = False
+    """Whether a collator has had them."""
 
     def __init__(self, samples: list[Any], indices: Indices) -> None:
         super().__init__(samples)
@@ -46,8 +48,7 @@ class Samples(Dataset[Any]):
         """`seed`: the seed of the data order."""
         self.dataset = dataset
         self.seed = seed
-        self.own = owned_by(dataset)
-        self.watch = Watch(True if self.own else never_draws(dataset))
+        self.watch = Watch(dataset, never_draws(dataset))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -66,7 +67,7 @@ class Samples(Dataset[Any]):
         if not isinstance(indices, Indices):
             indices = Indices(list(indices))
         in_worker = torch.utils.data.get_worker_info() is not None
-        samples = self.watch.run(self.plain, self._seeded, indices, in_worker=in_worker)
+        samples = self.watch.run(self.plain, self._seeded, indices, epoch=indices.epoch, in_worker=in_worker)
         return Fetched(samples, indices)
 
     def plain(self, indices: Indices) -> list[Any]:
@@ -79,9 +80,7 @@ class Samples(Dataset[Any]):
     def _seeded(self, indices: Indices) -> list[Any]:
         samples = []
         for index, position in zip(indices, indices.positions, strict=True):
-            key = key_of(self.seed, indices.epoch, position)
-            seed_streams(key)
-            seed_owned(self.own, key)
+            self.watch.seed(key_of(self.seed, indices.epoch, position))
             samples.append(self.dataset[index])
         return samples
 
@@ -115,8 +114,7 @@ class Collate:
     def __init__(self, collator: Callable[[list[Any]], Any], samples: Samples) -> None:
         self.collator = collator
         self.samples = samples
-        self.own = owned_by(collator)
-        self.watch = Watch(True if self.own else collator_never_draws(collator))
+        self.watch = Watch(collator, collator_never_draws(collator))
         self.limit: Limit | None = None
         """Set where micro-batches are to be given out as `Pieces`, cut to this many samples."""
 
@@ -144,16 +142,19 @@ class Collate:
         if not isinstance(fetched, Fetched) or self.watch.draws is False:
             return self.collator(list(fetched))
         in_worker = torch.utils.data.get_worker_info() is not None
-        # A first, plain attempt may empty the samples (collators pop keys); the second one then needs new ones.
-        fetch_again = self.watch.draws is None and not in_worker
-        return self.watch.run(
-            partial(self.collator, list(fetched)), partial(self._seeded, fetched, fetch_again), in_worker=in_worker
-        )
+        epoch = fetched.indices.epoch
+        return self.watch.run(self._plain, self._seeded, fetched, epoch=epoch, in_worker=in_worker)
 
-    def _seeded(self, fetched: Fetched, fetch_again: bool) -> Any:
-        indices = fetched.indices
-        samples = list(self.samples.__getitems__(indices) if fetch_again else fetched)
-        key = key_of(self.samples.seed, indices.epoch, indices.position, _COLLATE)
-        seed_streams(key)
-        seed_owned(self.own, key)
+    def _plain(self, fetched: Fetched) -> Any:
+        return self.collator(self._fresh(fetched))
+
+    def _seeded(self, fetched: Fetched) -> Any:
+        indices, samples = fetched.indices, self._fresh(fetched)
+        self.watch.seed(key_of(self.samples.seed, indices.epoch, indices.position, _COLLATE))
         return self.collator(samples)
+
+    def _fresh(self, fetched: Fetched) -> list[Any]:
+        """The samples, fetched anew if a collator has had them already, which may have emptied them by popping keys."""
+        samples = self.samples.__getitems__(fetched.indices) if fetched.used else fetched
+        fetched.used = True
+        return list(samples)

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,9 +23,15 @@ from onward.data.order import EpochShuffle
 
 _MANY = 64
 """Longer lists hold samples, not parts."""
+_FAR = 2000
+"""Things to look at; what lies further away is no part either."""
 _Access = tuple[Callable[[], Any], Callable[[Any], Any]]
 _BELOW = ("batch_sampler", "sampler")
-_INSIDE = ("dataset", "datasets", "transform", "transforms", "target_transform", "data_collator")
+_WORKING = ("__getitem__", "__getitems__", "__iter__", "__next__", "__call__")
+"""Methods that draw."""
+_ORDERING = ("datasets", "torch")
+"""Libraries whose objects keep generators for the order of samples, which the user seeded."""
+_LEAVES = (type(None), str, bytes, int, float, complex, type, ModuleType, torch.Tensor, np.ndarray)
 
 
 def states_of(loader: Any) -> list[Any]:
@@ -36,11 +46,57 @@ def restore_states(loader: Any, states: list[Any]) -> None:
 
 
 def owned_by(data: Any) -> list[Any]:
-    """The generators among the attributes of a data set or collator, and of what it wraps or transforms with."""
-    found: dict[int, Any] = {}
-    for part in _chain(data, _INSIDE):
-        found.update((id(value), value) for value in vars(part).values() if _access(value) is not None)
-    return list(found.values())
+    """The generators that a data set or collator can reach.
+
+    Those are among its attributes and theirs (what it wraps, what it transforms with), and in closures, defaults and
+    globals of the functions that it consists of, as far as these are not a library's.
+    """
+    found: list[Any] = []
+    waiting = deque([data])
+    seen: dict[int, Any] = {}
+    while waiting and len(seen) < _FAR:
+        part = waiting.popleft()
+        if isinstance(part, _LEAVES) or id(part) in seen:
+            continue
+        seen[id(part)] = part  # kept: a bound method is made anew by every look at it, and its number used again
+        if _access(part) is not None:
+            found.append(part)
+        else:
+            waiting += _parts_of(part)
+    return found
+
+
+def _parts_of(thing: Any) -> Iterable[Any]:
+    """What may hold a generator in `thing`."""
+    if isinstance(thing, dict):
+        return thing.values() if len(thing) <= _MANY else ()
+    if isinstance(thing, list | tuple | set | frozenset):
+        return thing if len(thing) <= _MANY else ()
+    if isinstance(thing, MethodType):
+        return thing.__self__, thing.__func__
+    if isinstance(thing, partial):
+        return thing.func, thing.args, thing.keywords
+    if isinstance(thing, FunctionType):
+        return _parts_of_function(thing)
+    own = list(getattr(thing, "__dict__", {}).values())
+    if type(thing).__module__.partition(".")[0] in _ORDERING:
+        return [value for value in own if _access(value) is None]
+    working = [getattr(type(thing), name, None) for name in _WORKING]
+    return [*own, *(each for each in working if isinstance(each, FunctionType))]
+
+
+def _parts_of_function(function: FunctionType) -> Iterator[Any]:
+    if "-packages" in function.__code__.co_filename:  # of a library, which knows no globals of the user's
+        return
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # not filled yet
+            yield cell.cell_contents
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if isinstance(value, FunctionType) or _access(value) is not None:
+            yield value
 
 
 def seed_owned(generators: list[Any], key: int) -> None:
@@ -52,6 +108,28 @@ def seed_owned(generators: list[Any], key: int) -> None:
             each.bit_generator.state = type(each.bit_generator)(key).state
         else:
             each.seed(key & 0xFFFFFFFF)
+
+
+def states_of_owned(generators: list[Any]) -> list[Any]:
+    """Their states, to be put back by `put_back_owned`."""
+    return [_state(each) for each in generators]
+
+
+def put_back_owned(generators: list[Any], states: list[Any]) -> None:
+    """Put them back to `states`."""
+    for each, state in zip(generators, states, strict=True):
+        if isinstance(each, np.random.Generator):
+            each.bit_generator.state = state
+        elif isinstance(each, random.Random):
+            each.setstate(state)
+        else:
+            each.set_state(state)
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
 
 
 def _accesses(loader: Any) -> list[_Access]:

@@ -7,6 +7,7 @@ replayed: its samples are pulled and dropped up to the place where the run stood
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -104,7 +105,7 @@ class Stream(IterableDataset[Any]):
         """Its own state before the first pass."""
         self.starts: dict[int, Start] = {}
         self.pulled = 0
-        self.own = owned_by(dataset)
+        self.own: list[Any] = []
         self._passes = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -149,6 +150,7 @@ class Stream(IterableDataset[Any]):
                 "dropped."
             )
         began = last = time.monotonic()
+        self.own = owned_by(self.dataset)  # for each pass: `set_epoch` may have made new ones
         iterator = self._apart(lambda: iter(self.dataset), key_of(*key, _OPENING))
         while True:
             try:
@@ -200,6 +202,7 @@ class StreamCollate:
         self.collator = collator
         self.stream = stream
         self.own = owned_by(collator)
+        self._is_new = True
 
     def __call__(self, samples: list[Any]) -> Any:
         """Collate one micro-batch."""
@@ -209,8 +212,18 @@ class StreamCollate:
             return Carried(_Idle, worker, 0, None)
         stream = self.stream
         key = key_of(stream.seed, stream.epoch, worker, stream.pulled, _COLLATE)
-        batch = stream._apart(lambda: self.collator(samples), key, self.own)
+        batch = self._collate(samples, key)
         return batch if info is None else Carried(batch, worker, stream.pulled, stream.state())
+
+    def _collate(self, samples: list[Any], key: int) -> Any:
+        again = list(map(copy.copy, samples)) if self._is_new else []
+        batch = self.stream._apart(lambda: self.collator(samples), key, self.own)
+        if self._is_new:
+            self._is_new = False
+            known, self.own = len(self.own), owned_by(self.collator)
+            if len(self.own) > known:  # made when it was first drawn from, so that one was not seeded
+                batch = self.stream._apart(lambda: self.collator(again), key, self.own)
+        return batch
 
 
 @dataclass

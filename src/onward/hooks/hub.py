@@ -110,6 +110,11 @@ class HubHooks(TrainerBase):
         else:
             self._uploader().submit(upload)
 
+    def _withdraw_push(self, checkpoint_folder: str, reason: str) -> None:
+        """Give up the pushes of a checkpoint that is about to be deleted; returns once nobody reads it."""
+        if isinstance(self.push_in_progress, Uploader):
+            self.push_in_progress.withdraw(checkpoint_folder, reason)
+
     def _finish_current_push(self) -> None:
         """Wait for the pushes under way, ``args.push_wait_seconds`` at most, and say what became of each."""
         if self.push_in_progress is None:

@@ -307,6 +307,10 @@ class TrainingHooks(TrainerBase):
             with self.meters.paused():
                 leave.save(self, model, trial)
 
+    def _evaluate_at_start(self, model: nn.Module, trial: Any, ignore_keys: list[str] | None) -> None:
+        """Evaluate before the first step (`eval_on_start`), or leave if a signal or the time limit asks for it."""
+        leave.evaluate_at_start(self, model, trial, ignore_keys)
+
     def _leave_inside_step(self, model: nn.Module, trial: Any, is_first: bool) -> Callable[[], None] | None:
         """A function that leaves from within the step that begins here, taking it back; None where that cannot be."""
         return leave.leave_inside(self, model, trial, is_first)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -40,6 +41,8 @@ class Job:
         self.upload = upload
         self.place = place
         self.must = must
+        self.withdrawn: str | None = None
+        """Why it is not wanted anymore."""
         self.outcome = Outcome(upload.name, upload.source, upload.target, message=upload.message)
         self.outcome.total = sum(entry.size for entry in upload.files)
         self.held = ExitStack()
@@ -146,6 +149,24 @@ class Uploader:
             self._changed.notify_all()
         self.wait_until_done(10)
 
+    def withdraw(self, source: str | os.PathLike[str], reason: str) -> None:
+        """Give up the pushes of a folder that is about to be deleted; returns once nobody reads it."""
+        folder = os.path.realpath(source)
+        with self._changed:
+            gone = [job for job in self._waiting if os.path.realpath(job.upload.source) == folder]
+            self._waiting = [job for job in self._waiting if job not in gone]
+            for job in gone:
+                self._settle(job, "replaced", reason)
+            running = self._running
+            if running is None or os.path.realpath(running.upload.source) != folder:
+                return
+            running.withdrawn = reason
+            self._closed = True
+            if self._call is not None:
+                self._call.stop()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._running is not running, timeout=10)
+
     # ---- the thread ----
 
     def _work(self) -> None:
@@ -153,6 +174,7 @@ class Uploader:
             with self._changed:
                 self._running = self._waiting.pop(0) if self._waiting else None
                 self._closed = False
+                self._changed.notify_all()
                 if self._running is None:
                     self._thread = None
                     atexit.unregister(self._at_exit)
@@ -175,12 +197,16 @@ class Uploader:
             try:
                 answer = self._try(job)
             except Failure as failure:
+                if reason := self._withdrawn(job):
+                    return self._settle(job, "replaced", reason)
                 if self._is_stopped():
                     return self._settle(job, "failed", outcome.reason)
                 outcome.reason = str(failure)
                 if not failure.transient or outcome.attempts >= self.patience.attempts:
                     return self._settle(job, "failed", outcome.reason)
                 newer = self._rest(self.patience.wait(outcome.attempts, failure.after), job)
+                if reason := self._withdrawn(job):
+                    return self._settle(job, "replaced", reason)
                 if self._is_stopped():
                     return self._settle(job, "failed", outcome.reason)
                 if newer is not None:
@@ -188,6 +214,9 @@ class Uploader:
             else:
                 outcome.url, outcome.oid = answer["url"], answer["oid"]
                 return self._settle(job, "pushed", answer["note"])
+
+    def _withdrawn(self, job: Job) -> str | None:
+        return job.withdrawn
 
     def _is_stopped(self) -> bool:
         return self._closed

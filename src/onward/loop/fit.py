@@ -88,7 +88,8 @@ def fit(host: TrainerBase, run: Run) -> None:
     if run.search is not None:
         run.search()
     if host.args.eval_on_start and host.state.global_step == 0:
-        host._evaluate(run.trial, run.ignore_keys, skip_scheduler=True)
+        _restore_rng(host, run)
+        host._evaluate_at_start(run.model, run.trial, run.ignore_keys)
     if run.is_over or host.state.global_step >= run.plan.max_steps:
         host.control.should_training_stop = True  # resumed at its end: at most the end of an epoch is still due
     _make_up(host, run)

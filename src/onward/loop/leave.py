@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from onward.arguments import option
@@ -12,6 +14,7 @@ from onward.checkpoint import parts
 from onward.errors import Preempted, UnknownMetric
 from onward.leaving import Leaving, parse_signals
 from onward.loop.undo import Start
+from onward.state import TrainerState, exportable
 
 if TYPE_CHECKING:
     from onward.hooks.base import TrainerBase
@@ -68,8 +71,11 @@ def leave_inside(host: TrainerBase, model: Any, trial: Any, is_first: bool) -> C
 
 
 def leave_evaluation_if_asked(host: TrainerBase) -> None:
-    """Behind an evaluation batch: give the evaluation up, if a signal or the time limit asks for it."""
-    if host.is_in_train and host._leaving is not None and host._leaving.due():
+    """Behind an evaluation batch: give the evaluation up, if a signal or the time limit asks for it.
+
+    Only one that the loop itself began, and makes up for after a resume: a callback's ends before the run does.
+    """
+    if host._may_leave_evaluation and host._leaving is not None and host._leaving.due():
         raise EvaluationLeft
 
 
@@ -79,20 +85,58 @@ def evaluate_or_leave(host: TrainerBase, model: Any, trial: Any, ignore_keys: li
     If the run has to end meanwhile, or the metric is not there, save as things stood before, with the evaluation still
     due: a metric's name can be put right without training again.
     """
-    generators = parts.rng_states(distributed=False)
-    logged = len(host.state.log_history)
+    standing = _Standing(host)
     try:
-        metrics = host._evaluate(trial, ignore_keys)
+        with _may_be_left(host):
+            metrics = host._evaluate(trial, ignore_keys)
         return host._determine_best_metric(metrics=metrics, trial=trial)
     except (EvaluationLeft, UnknownMetric) as ending:
-        parts.restore_rng_states(generators)
-        del host.state.log_history[logged:]
+        standing.put_back(host)
         host._due_after_resume = {"evaluate": True, "save": bool(host.control.should_save)}
         if isinstance(ending, UnknownMetric):
             save(host, model, trial)
             raise
         save_and_leave(host, model, trial)
         raise AssertionError("save_and_leave does not return") from None
+
+
+def evaluate_at_start(host: TrainerBase, model: Any, trial: Any, ignore_keys: list[str] | None) -> None:
+    """Evaluate before the first step. If the run has to end meanwhile, a resume, which is at the start too, does it."""
+    standing = _Standing(host)
+    try:
+        with _may_be_left(host):
+            host._evaluate(trial, ignore_keys, skip_scheduler=True)
+    except EvaluationLeft:
+        standing.put_back(host)
+        save_and_leave(host, model, trial)
+
+
+@contextmanager
+def _may_be_left(host: TrainerBase) -> Iterator[None]:
+    host._may_leave_evaluation = True
+    try:
+        yield
+    finally:
+        host._may_leave_evaluation = False
+
+
+class _Standing:
+    """What an evaluation that is given up must not have changed: of several sets, some may have been told already."""
+
+    def __init__(self, host: TrainerBase) -> None:
+        self._generators = parts.rng_states(distributed=False)
+        self._logged = len(host.state.log_history)
+        states = TrainerState(stateful_callbacks=exportable(host.callback_handler.callbacks)).stateful_callbacks
+        self._callbacks = copy.deepcopy(states)
+        self._stops = host.control.should_epoch_stop, host.control.should_training_stop
+
+    def put_back(self, host: TrainerBase) -> None:
+        """Make all as it was."""
+        parts.restore_rng_states(self._generators)
+        del host.state.log_history[self._logged :]
+        host.state.stateful_callbacks.update(self._callbacks)
+        host._load_callback_state()
+        host.control.should_epoch_stop, host.control.should_training_stop = self._stops
 
 
 def save_and_leave(host: TrainerBase, model: Any, trial: Any) -> None:

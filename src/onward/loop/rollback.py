@@ -54,13 +54,18 @@ def roll_back(host: TrainerBase, trial: Any) -> None:
 
 
 def _abandon_later(host: TrainerBase, found: str) -> None:
-    """Delete what this run saved behind the checkpoint it goes back to: a resume must not take it for the newest."""
+    """Delete what this run saved behind the checkpoint it goes back to: a resume must not take it for the newest.
+
+    A push of it that is under way is given up, or it would read files that go, or those of a later save of that name.
+    """
     desk = host._desk()  # type: ignore[attr-defined]
     checkpoint, folder = Path(found), Path(host._get_output_dir(host._trial))
     step = store.recorded_step(checkpoint) or 0
     if host.args.should_save and folder.is_dir():
         for each in reversed(store.list_checkpoints(folder)):
             if each.run == desk.run and each.step > step:
+                if host.args.push_to_hub:
+                    host._withdraw_push(str(each.path), f"the run went back to {checkpoint.name}")
                 staging.remove_checkpoint(each.path)
     desk.newest = checkpoint
     ranks.everyone(None)  # nobody goes on before it is done

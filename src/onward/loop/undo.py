@@ -61,37 +61,71 @@ class Buffers:
     """
 
     def __init__(self, model: Any) -> None:
-        self._buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
-        self._copies = [buffer.clone() for buffer in self._buffers]
-        self._versions = [buffer._version for buffer in self._buffers]
-        # The kernels of batch normalisation change their statistics without raising the version.
-        norms = [module for module in model.modules() if isinstance(module, _NormBase)]
-        self._silent = {id(buffer) for norm in norms for buffer in norm.buffers()}
+        self._places = [_Place(module, name) for module in model.modules() for name in module._buffers]
 
+    @torch.no_grad()
     def keep(self) -> None:
         """Copy what has changed."""
-        for number in self._changed():
-            self._copies[number].copy_(self._buffers[number])
-            self._versions[number] = self._buffers[number]._version
-
-    def _changed(self) -> list[int]:
-        """Places of those that may differ from their copies."""
-        return [
-            number
-            for number, buffer in enumerate(self._buffers)
-            if self._versions[number] != buffer._version or id(buffer) in self._silent
-        ]
+        for place in self._places:
+            if place.may_differ():
+                place.keep()
 
     @torch.no_grad()
     def put_back(self, unless: torch.Tensor | None = None) -> None:
         """Make all as they were; not where `unless`, a 0-d bool tensor, is true on its device: nothing waits for it."""
-        for number in self._changed():
-            buffer, copy = self._buffers[number], self._copies[number]
-            if unless is not None:
-                copy = torch.where(unless.to(buffer.device), buffer, copy)
-            buffer.copy_(copy)
-            if unless is None:
-                self._versions[number] = buffer._version
+        for place in self._places:
+            if place.may_differ():
+                place.put_back(unless)
+
+
+class _Place:
+    """One buffer of a module, which forward changes or replaces (``self.mean = 0.9 * self.mean + …``)."""
+
+    def __init__(self, module: Any, name: str) -> None:
+        self._of: dict[str, torch.Tensor | None] = module._buffers
+        self._name = name
+        # The kernels of batch normalisation change their statistics without raising the version.
+        self._silent = isinstance(module, _NormBase)
+        self._kept: torch.Tensor | None = None
+        self._copy: torch.Tensor | None = None
+        self.keep()
+
+    def may_differ(self) -> bool:
+        """Whether it may not be what it was when it was copied."""
+        now = self._of[self._name]
+        if now is not self._kept:
+            return True
+        return now is not None and self._version is not None and (self._silent or now._version != self._version)
+
+    def keep(self) -> None:
+        """Copy it as it is now."""
+        now, copy = self._of[self._name], self._copy
+        if now is not None and copy is not None and now is self._kept and now.shape == copy.shape:
+            copy.copy_(now)
+        else:
+            self._copy = None if now is None else now.detach().clone()
+        self._kept = now
+        self._version = None if now is None else _version(now)
+
+    def put_back(self, unless: torch.Tensor | None) -> None:
+        """Make it what was copied, in the very tensor that it was."""
+        now, kept, copy = self._of[self._name], self._kept, self._copy
+        if unless is not None:
+            if now is not None and copy is not None and now.shape == copy.shape:
+                now.copy_(torch.where(unless.to(now.device), now, copy))
+                return
+            if unless:  # host sync: what has another shape cannot be chosen on the device
+                return
+        self._of[self._name] = kept
+        if kept is not None and copy is not None:
+            if kept.shape != copy.shape:
+                kept.resize_(copy.shape)
+            kept.copy_(copy)
+            self._version = _version(kept)
+
+
+def _version(buffer: torch.Tensor) -> int | None:
+    return None if buffer.is_inference() else buffer._version  # inference tensors count none, and cannot be changed
 
 
 def _uses_cuda() -> bool:
