@@ -304,6 +304,15 @@ def unwrapped(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     return module
 
 
+def forget_evaluation(accelerator: Accelerator, model: nn.Module) -> None:
+    """Let accelerate prepare a model for training that it prepared for an evaluation before.
+
+    It would take it for prepared and leave it without DistributedDataParallel: each process would train for itself.
+    """
+    if accelerator.num_processes > 1 and getattr(model, "_is_accelerate_prepared", False):
+        model._is_accelerate_prepared = False  # type: ignore[assignment]
+
+
 def empty_cache() -> None:
     """Give cached memory of the accelerator back to the driver."""
     if torch.accelerator.is_available():

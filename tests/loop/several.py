@@ -26,6 +26,7 @@ def pad(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 def main() -> None:
     kind, size, batch, accumulation, out = sys.argv[1], *map(int, sys.argv[2:5]), Path(sys.argv[5])
     kind, _, finds = kind.partition("+")
+    evaluates, kind = kind.endswith(" evaluated"), kind.removesuffix(" evaluated")
     resume = sys.argv[6] if len(sys.argv) > 6 else None
     generator = torch.Generator().manual_seed(1)
     if kind != "regression":
@@ -53,7 +54,9 @@ def main() -> None:
         **({"torch_compile_mode": "blocks", "torch_compile_backend": "eager"} if kind == "tokens by blocks" else {}),
     )
     options = {} if kind == "regression" else {"data_collator": pad}
-    trainer = Trainer(model, args, train_dataset=data, **options)
+    trainer = Trainer(model, args, train_dataset=data, eval_dataset=data if evaluates else None, **options)
+    if evaluates:
+        trainer.evaluate()
     trainer.train(resume_from_checkpoint=resume)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     state = {name: value.double() for name, value in trainer.model.state_dict().items()}
