@@ -115,19 +115,6 @@ def script_texts_grouped(stage: Any) -> Any:
 
 
 @scenario
-def script_words_masked(stage: Any) -> Any:
-    """A masked language model, whose collator masks with a generator of its own."""
-    from transformers import DataCollatorForLanguageModeling
-
-    words = tokenizer()
-    words.add_special_tokens({"mask_token": "3"})
-    rows = texts().map(lambda batch: words(batch["text"], return_special_tokens_mask=True), batched=True)
-    collator = DataCollatorForLanguageModeling(words, mlm_probability=0.3, seed=7)
-    args = stage.arguments(num_train_epochs=2, per_device_train_batch_size=4)
-    return stage.finish(stage.trainer(bert("MaskedLM"), args, train_dataset=rows, data_collator=collator))
-
-
-@scenario
 def script_tokens_tagged(stage: Any) -> Any:
     """Token classification, where parts of words have no tag."""
     from datasets import Dataset
