@@ -304,13 +304,16 @@ def unwrapped(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     return module
 
 
-def forget_evaluation(accelerator: Accelerator, model: nn.Module) -> None:
-    """Let accelerate prepare a model for training that it prepared for an evaluation before.
+def prepared_to_evaluate(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """The model in the precision of evaluation, compiled if that is asked for.
 
-    It would take it for prepared and leave it without DistributedDataParallel: each process would train for itself.
+    accelerate marks it as prepared, and would leave it without DistributedDataParallel when training comes: each
+    process would train for itself. So the mark goes where there are several.
     """
-    if accelerator.num_processes > 1 and getattr(model, "_is_accelerate_prepared", False):
+    prepared: nn.Module = accelerator.prepare_model(model, evaluation_mode=True)
+    if accelerator.num_processes > 1:
         model._is_accelerate_prepared = False  # type: ignore[assignment]
+    return prepared
 
 
 def empty_cache() -> None:

@@ -27,6 +27,7 @@ def main() -> None:
     kind, size, batch, accumulation, out = sys.argv[1], *map(int, sys.argv[2:5]), Path(sys.argv[5])
     kind, _, finds = kind.partition("+")
     evaluates, kind = kind.endswith(" evaluated"), kind.removesuffix(" evaluated")
+    compiled, kind = kind.endswith(" compiled"), kind.removesuffix(" compiled")
     resume = sys.argv[6] if len(sys.argv) > 6 else None
     generator = torch.Generator().manual_seed(1)
     if kind != "regression":
@@ -51,6 +52,7 @@ def main() -> None:
         ddp_find_unused_parameters=False,
         train_sampling_strategy="length_aware" if kind == "tokens by length" else "random",
         **length,
+        **({"torch_compile_backend": "eager"} if compiled else {}),
         **({"torch_compile_mode": "blocks", "torch_compile_backend": "eager"} if kind == "tokens by blocks" else {}),
     )
     options = {} if kind == "regression" else {"data_collator": pad}

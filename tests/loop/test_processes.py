@@ -61,9 +61,10 @@ def test_processes_agree_for_a_model_with_a_mean_loss(size: int, tmp_path: Path)
     assert_close(two, one, f"two of {size}")
 
 
-def test_processes_agree_also_behind_an_evaluation_of_the_untrained_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["regression evaluated", "regression compiled evaluated"])
+def test_processes_agree_also_behind_an_evaluation_of_the_untrained_model(kind: str, tmp_path: Path) -> None:
     one = trained("regression", 17, (1, 8, 1), tmp_path / "one")
-    two = trained("regression evaluated", 17, (2, 4, 1), tmp_path / "two")
+    two = trained(kind, 17, (2, 4, 1), tmp_path / "two")
     assert_close(two, one, "two, evaluated first")
 
 

@@ -171,9 +171,9 @@ def _prepare_model(host: TrainerBase) -> nn.Module:
     model = host._wrap_model(host.model, training=False)
     if len(host.accelerator._models) == 0 and model is host.model:
         began = time.time()
-        model = host.accelerator.prepare_model(model, evaluation_mode=True)
+        model = engine.prepared_to_evaluate(host.accelerator, model)
         host.model_preparation_time = round(time.time() - began, 4)
-        if model is not host.model:
+        if model is not host.model and host.accelerator.num_processes == 1:  # several are wrapped when they train
             host.model_wrapped = model
     if not host.is_in_train:
         if host.args.fp16_full_eval:

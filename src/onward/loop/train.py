@@ -204,7 +204,6 @@ def _prepare(host: TrainerBase, checkpoint: str | None) -> nn.Module:
     host.create_optimizer()
     model = host._wrap_model(host.model_wrapped)
     if model is host.model:
-        engine.forget_evaluation(host.accelerator, model)
         model, host.optimizer = host.accelerator.prepare(host.model, host.optimizer)
     else:
         host.optimizer = host.accelerator.prepare(host.optimizer)
