@@ -136,7 +136,15 @@ def test_a_module_as_metric_is_moved_and_does_not_sum_over_processes_again():
 
 @pytest.mark.parametrize(
     ("metric", "answer"),
-    [(Accuracy(), True), (whole_accuracy, False), ({}, False), (dict, False), (object(), False), (Accuracy, False)],
+    [
+        (Accuracy(), True),
+        (whole_accuracy, False),
+        ({}, False),
+        (dict, False),
+        (object(), False),
+        (len, False),
+        (Accuracy, False),
+    ],
 )
 def test_what_is_a_streaming_metric(metric, answer):
     assert is_streaming(metric) is answer

@@ -75,7 +75,7 @@ def check_types(args: TrainingArguments) -> None:
     """Raise `UsageError` for a value whose type its field cannot take."""
     for name, may_be_none, words, fits in _expected():
         value = value_of(args, name)
-        if words == "a whole number" and isinstance(value, float) and value.is_integer():
+        if fits is _is_whole and isinstance(value, float) and value.is_integer():
             value = int(value)  # as searches and configurations give them
             setattr(args, name, value)
         if (value is None and may_be_none) or fits(value):

@@ -36,13 +36,13 @@ _LEAVES = (type(None), str, bytes, int, float, complex, type, ModuleType, torch.
 
 def states_of(loader: Any) -> list[Any]:
     """The states of all generators below `loader`, JSON-able, always in the same order."""
-    return [read() for read, _ in _accesses(loader)]
+    return [_plain(read()) for read, _ in _accesses(loader)]
 
 
 def restore_states(loader: Any, states: list[Any]) -> None:
     """Put them back; the samplers must be built as they were."""
     for (_, write), state in zip(_accesses(loader), states, strict=False):
-        write(state)
+        write(_from_plain(state))
 
 
 def owned_by(data: Any) -> list[Any]:
@@ -112,24 +112,17 @@ def seed_owned(generators: list[Any], key: int) -> None:
 
 def states_of_owned(generators: list[Any]) -> list[Any]:
     """Their states, to be put back by `put_back_owned`."""
-    return [_state(each) for each in generators]
+    return [read() for read, _ in _owned_accesses(generators)]
 
 
 def put_back_owned(generators: list[Any], states: list[Any]) -> None:
     """Put them back to `states`."""
-    for each, state in zip(generators, states, strict=True):
-        if isinstance(each, np.random.Generator):
-            each.bit_generator.state = state
-        elif isinstance(each, random.Random):
-            each.setstate(state)
-        else:
-            each.set_state(state)
+    for (_, write), state in zip(_owned_accesses(generators), states, strict=True):
+        write(state)
 
 
-def _state(generator: Any) -> Any:
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+def _owned_accesses(generators: list[Any]) -> Iterator[_Access]:
+    return filter(None, map(_access, generators))
 
 
 def _accesses(loader: Any) -> list[_Access]:
@@ -160,20 +153,28 @@ def _chain(part: Any, names: tuple[str, ...]) -> Iterator[Any]:
 
 
 def _access(value: Any) -> _Access | None:
+    """What reads and what writes the state of a generator, in the form that it has itself."""
     if isinstance(value, torch.Generator):
-        return (
-            lambda: value.get_state().cpu().numpy().tobytes().hex(),
-            lambda state: value.set_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8)),
-        )
+        return value.get_state, value.set_state
     if isinstance(value, np.random.RandomState):
-        return lambda: _plain(value.get_state(legacy=False)), value.set_state
+        return partial(value.get_state, legacy=False), value.set_state
     if isinstance(value, np.random.Generator):
         bits: Any = value.bit_generator
-        return lambda: _plain(bits.state), lambda state: setattr(bits, "state", state)
+        return lambda: bits.state, lambda state: setattr(bits, "state", state)
     if type(value) is random.Random:
-        return lambda: _plain(value.getstate()), lambda state: value.setstate((state[0], tuple(state[1]), state[2]))
+        return value.getstate, value.setstate
     return None
 
 
 def _plain(state: Any) -> Any:
+    """JSON-able form of a state."""
+    if isinstance(state, torch.Tensor):
+        return state.cpu().numpy().tobytes().hex()
     return json.loads(json.dumps(state, default=lambda array: array.tolist()))
+
+
+def _from_plain(state: Any) -> Any:
+    """`_plain`'s inverse."""
+    if isinstance(state, str):
+        return torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8)
+    return (state[0], tuple(state[1]), state[2]) if isinstance(state, list) else state

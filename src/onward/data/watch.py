@@ -32,9 +32,8 @@ class Watch:
         before, self._own = self._own, owned_by(self._data)
         if self._own:
             self.draws = True
-        return any(now is not then for now, then in zip(self._own, before, strict=False)) or len(self._own) > len(
-            before
-        )
+        more = len(self._own) > len(before)
+        return more or any(now is not then for now, then in zip(self._own, before, strict=False))
 
     def seed(self, key: int) -> None:
         """Seed the global generators, and those of the data."""

@@ -143,9 +143,7 @@ class Uploader:
             if self._running is not None:
                 last = self._running.outcome.reason
                 self._running.outcome.reason = f"{reason}; the try before had failed: {last}" if last else reason
-                self._closed = True
-            if self._call is not None:
-                self._call.stop()
+                self._end_try()
             self._changed.notify_all()
         self.wait_until_done(10)
 
@@ -161,11 +159,15 @@ class Uploader:
             if running is None or os.path.realpath(running.upload.source) != folder:
                 return
             running.withdrawn = reason
-            self._closed = True
-            if self._call is not None:
-                self._call.stop()
+            self._end_try()
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._running is not running, timeout=10)
+
+    def _end_try(self) -> None:
+        """End the push that is running, or that is about to be tried."""
+        self._closed = True
+        if self._call is not None:
+            self._call.stop()
 
     # ---- the thread ----
 
@@ -178,7 +180,6 @@ class Uploader:
                 if self._running is None:
                     self._thread = None
                     atexit.unregister(self._at_exit)
-                    self._changed.notify_all()
                     break
                 job = self._running
             started = time.monotonic()
@@ -197,29 +198,29 @@ class Uploader:
             try:
                 answer = self._try(job)
             except Failure as failure:
-                if reason := self._withdrawn(job):
-                    return self._settle(job, "replaced", reason)
-                if self._is_stopped():
-                    return self._settle(job, "failed", outcome.reason)
+                if self._is_given_up(job):
+                    return
                 outcome.reason = str(failure)
                 if not failure.transient or outcome.attempts >= self.patience.attempts:
                     return self._settle(job, "failed", outcome.reason)
                 newer = self._rest(self.patience.wait(outcome.attempts, failure.after), job)
-                if reason := self._withdrawn(job):
-                    return self._settle(job, "replaced", reason)
-                if self._is_stopped():
-                    return self._settle(job, "failed", outcome.reason)
+                if self._is_given_up(job):
+                    return
                 if newer is not None:
                     return self._replace(job, newer)
             else:
                 outcome.url, outcome.oid = answer["url"], answer["oid"]
                 return self._settle(job, "pushed", answer["note"])
 
-    def _withdrawn(self, job: Job) -> str | None:
-        return job.withdrawn
-
-    def _is_stopped(self) -> bool:
-        return self._closed
+    def _is_given_up(self, job: Job) -> bool:
+        """Whether a push was withdrawn or stopped; it is settled then."""
+        if job.withdrawn is not None:
+            self._settle(job, "replaced", job.withdrawn)
+        elif self._closed:
+            self._settle(job, "failed", job.outcome.reason)
+        else:
+            return False
+        return True
 
     def _try(self, job: Job) -> dict[str, Any]:
         request = {**job.place.to_request(), **job.upload.to_request(), "action": "push"}
