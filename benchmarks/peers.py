@@ -1,7 +1,8 @@
 """Peers in processes of their own: for memory, which only a whole process has, and so that no import weighs on another.
 
 A row starts one process per peer and asks them in turns. The process imports the row's module and calls
-`ROW.answer(peer, question)` for each question; questions and answers are JSON.
+`ROW.answer(peer, question)` for each question; questions and answers are JSON. A run that is asked again before it has
+ended, to go on for a while, calls `pause`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Peer:
         self.name = name
         answers, out = os.pipe()
         # Libraries print to stdout; answers have a pipe of their own.
-        command = [sys.executable, "-m", "benchmarks.peers", row, name, str(out)]
+        serve = "from benchmarks.peers import serve; serve()"  # by `-m` this module would be there twice
+        command = [sys.executable, "-c", serve, row, name, str(out)]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[out], text=True
         )
@@ -104,15 +106,32 @@ def _status(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def main(row: str, name: str, out: int) -> None:
-    """Answer questions until there are no more."""
+def serve() -> None:
+    """In a peer's process: answer questions until there are no more."""
+    row, name, out = sys.argv[1:]
     logging.disable(logging.WARNING)
     module = importlib.import_module(f"benchmarks.rows.{row}")
-    with os.fdopen(out, "w") as answers:
-        for line in sys.stdin:
-            answers.write(json.dumps(module.answer(name, json.loads(line))) + "\n")
-            answers.flush()
+    global _answers
+    _answers = os.fdopen(int(out), "w")
+    while (question := _next_question()) is not None:
+        _reply(module.answer(name, question))
 
 
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+def pause(answer: dict[str, Any]) -> None:
+    """From inside a run: answer, and go on when asked again; the process ends where nobody asks."""
+    _reply(answer)
+    if _next_question() is None:
+        sys.exit()
+
+
+_answers: IO[str]
+
+
+def _reply(answer: dict[str, Any]) -> None:
+    _answers.write(json.dumps(answer) + "\n")
+    _answers.flush()
+
+
+def _next_question() -> dict[str, Any] | None:
+    line = sys.stdin.readline()
+    return json.loads(line) if line else None

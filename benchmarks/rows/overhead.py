@@ -1,7 +1,10 @@
 """What a loop costs per optimizer step: a model so small that little but the loop is left.
 
-The same two-layer network, data, order and AdamW in four loops. The clock is inside the model: every forward notes
-the time, so start-up and the end of a run do not count, and every loop is measured by the same hand.
+The same two-layer network, data, order and AdamW in four loops, each in a process of its own. The clock is inside the
+model: every forward notes the time, so start-up and the end of a run do not count, and every loop is measured by the
+same hand. The model also makes the loops take turns: each runs for some ten milliseconds and waits in forward until the
+others have done the same. What is compared then happened within a fraction of a second: a shared machine changes its
+speed by a factor of two from one second to the next, which is more than the difference that is looked for.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.peers import Peer, pause, peers
 from benchmarks.result import (
     HAND,
     LIGHTNING,
@@ -33,56 +37,75 @@ from benchmarks.result import (
 )
 
 DEVICES = ("cpu",)
-BATCH, WARMUP = 8, 100
+BATCH = 8
+TURN, SETTLE = 50, 10
+"""Steps of a loop's turn, and how many of them pass before the clock counts: the others have used the caches."""
+WARMUP = 2
+"""Turns that do not count."""
 TARGETS = {1: 0.10, 4: 0.20}
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
 
 
 class Probe(nn.Module):
-    """A small network that notes when it was called, and its losses if asked to."""
+    """A small network that keeps its losses if asked to."""
 
-    def __init__(self, keep_losses: bool = False) -> None:
+    def __init__(self, losses: list[float] | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 1))
-        self.times: list[tuple[float, float]] = []
-        self.losses: list[float] | None = [] if keep_losses else None
+        self.losses = losses
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        self.times.append((time.perf_counter(), time.process_time()))
         logits = self.layers(x)
         loss = nn.functional.mse_loss(logits, labels)
         if self.losses is not None:
             self.losses.append(loss.item())
         return {"loss": loss, "logits": logits}
 
-    def milliseconds(self, accumulation: int) -> tuple[float, float, float]:
-        """Wall time of the median step, and mean wall and processor time of all steps, after the warm-up.
+
+class Clock(Probe):
+    """Notes when it was called, and lets the other loops have their turn every `TURN` steps."""
+
+    def __init__(self, accumulation: int) -> None:
+        super().__init__()
+        self.accumulation = accumulation
+        self.turn = TURN * accumulation  # in calls
+        self.times: list[tuple[float, float]] = []
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.times.append((time.perf_counter(), time.process_time()))
+        if len(self.times) > self.turn:
+            pause(self.figures())
+            self.times = [(time.perf_counter(), time.process_time())]
+        return super().forward(x, labels)
+
+    def figures(self) -> dict[str, float]:
+        """Of this turn, in ms per step: wall time of the median step, and the means of wall and processor time.
 
         The median is the figure: a step in which the machine did something else says nothing about the loop.
         What a loop does now and then, like a log line, is in the means.
         """
-        starts = self.times[WARMUP * accumulation :: accumulation]
+        starts = self.times[SETTLE * self.accumulation :: self.accumulation]
         wall = [after[0] - before[0] for before, after in itertools.pairwise(starts)]
-        steps = len(wall)
-        mean = (starts[-1][0] - starts[0][0]) / steps
-        spent = (starts[-1][1] - starts[0][1]) / steps
-        return statistics.median(wall) * 1e3, mean * 1e3, spent * 1e3
+        first, last = starts[0], starts[-1]
+        means = {"wall": (last[0] - first[0]) / len(wall), "processor": (last[1] - first[1]) / len(wall)}
+        return {name: value * 1e3 for name, value in {"median": statistics.median(wall), **means}.items()}
 
 
 class Points(Dataset[dict[str, torch.Tensor]]):
-    """Rows made beforehand."""
+    """Rows made beforehand; they come again and again, so that a long run needs no more of them."""
 
     def __init__(self, count: int) -> None:
         generator = torch.Generator().manual_seed(1)
-        self.x = list(torch.randn(count, 16, generator=generator))
-        self.labels = list(torch.randn(count, 1, generator=generator))
+        self.count = count
+        self.x = list(torch.randn(1000, 16, generator=generator))
+        self.labels = list(torch.randn(1000, 1, generator=generator))
 
     def __len__(self) -> int:
-        return len(self.x)
+        return self.count
 
     def __getitem__(self, at: int) -> dict[str, torch.Tensor]:
-        return {"x": self.x[at], "labels": self.labels[at]}
+        return {"x": self.x[at % 1000], "labels": self.labels[at % 1000]}
 
 
 Loop = Callable[[Probe, Points, int, int], None]
@@ -193,42 +216,55 @@ LOOPS: dict[str, Loop] = {
 }
 
 
+def answer(peer: str, question: dict[str, int]) -> dict[str, Any]:
+    """In the process of `peer`: its losses, or the figures of its turns, one answer for each."""
+    torch.set_num_threads(1)  # more threads only add their own noise to a network of this size
+    steps, accumulation = question["steps"], question["accumulation"]
+    losses: list[float] | None = [] if question["keep_losses"] else None
+    model = Clock(accumulation) if losses is None else Probe(losses)
+    gc.collect()
+    LOOPS[peer](model, Points(steps * accumulation * BATCH), steps, accumulation)
+    return {"losses": losses}
+
+
 def measure(settings: Settings) -> list[Result]:
     """One result per accumulation."""
-    torch.set_num_threads(1)  # more threads only add their own noise to a network of this size
-    return [compare(settings, accumulation) for accumulation in TARGETS]
+    with peers("overhead", list(LOOPS)) as started:
+        return [compare(started, settings, accumulation) for accumulation in TARGETS]
 
 
-def compare(settings: Settings, accumulation: int) -> Result:
-    """All loops in turns at one accumulation; figures are the differences to the hand-written loop."""
-    steps = settings.pick(full=1000, quick=600, smoke=WARMUP + 20)
-    data = Points(steps * accumulation * BATCH)
-    losses = {}
-    for peer, loop in LOOPS.items():
-        model = Probe(keep_losses=True)
-        loop(model, Points(50 * accumulation * BATCH), 50, accumulation)
-        losses[peer] = model.losses or []
-    checked = check_losses(losses, HAND, 1e-6)
-    means: dict[str, list[tuple[float, float]]] = {peer: [] for peer in LOOPS}
+def compare(started: dict[str, Peer], settings: Settings, accumulation: int) -> Result:
+    """All loops in turns at one accumulation; figures are differences to the hand-written loop in the same round."""
+    rounds = settings.pick(full=200, quick=40, smoke=2)
+    steps = (WARMUP + rounds) * TURN + 1
+    turns: dict[str, list[dict[str, float]]] = {peer: [] for peer in LOOPS}
 
-    def timed(peer: str) -> float:
-        model = Probe()
-        gc.collect()
-        LOOPS[peer](model, data, steps, accumulation)
-        median, *mean = model.milliseconds(accumulation)
-        means[peer].append((mean[0], mean[1]))
-        return median
+    def losses(peer: str) -> list[float]:
+        found: list[float] = started[peer].ask(steps=50, accumulation=accumulation, keep_losses=1)["losses"]
+        return found
 
-    rounds = settings.pick(full=11, quick=5, smoke=1)
-    figures = in_turns({peer: (lambda peer=peer: timed(peer)) for peer in LOOPS}, rounds)
+    def turn(peer: str) -> float:
+        turns[peer].append(started[peer].ask(steps=steps, accumulation=accumulation, keep_losses=0))
+        return turns[peer][-1]["median"]
+
+    checked = check_losses({peer: losses(peer) for peer in LOOPS}, HAND, 1e-6)
+    runs = {peer: (lambda peer=peer: turn(peer)) for peer in LOOPS}
+    in_turns(runs, WARMUP)
+    for found in turns.values():
+        found.clear()
+    figures = in_turns(runs, rounds)
+    for peer in LOOPS:  # lets the run end: the last step is no turn's
+        started[peer].ask()
     floor = figures.pop(HAND)
+
+    def middle(key: str) -> dict[str, float]:
+        return {peer: statistics.median(figures[key] for figures in found) for peer, found in turns.items()}
+
     notes = {
         "hand-written loop, ms per step": floor.median,
-        "steps": steps,
-        "mean wall ms per step": {peer: statistics.median(wall for wall, _ in found) for peer, found in means.items()},
-        "mean processor ms per step": {
-            peer: statistics.median(cpu for _, cpu in found) for peer, found in means.items()
-        },
+        "steps": rounds * TURN,
+        "mean wall ms per step": middle("wall"),
+        "mean processor ms per step": middle("processor"),
     }
     return Result(
         row="overhead",

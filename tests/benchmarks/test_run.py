@@ -18,7 +18,7 @@ from benchmarks.result import (
     in_turns,
     over,
 )
-from benchmarks.rows import ROWS, row
+from benchmarks.rows import ROWS, overhead, row
 from benchmarks.run import main
 
 from benchmarks import report
@@ -47,6 +47,14 @@ def test_median_and_spread() -> None:
 
 def test_the_floor_is_taken_off_round_by_round() -> None:
     assert over(Figure((1.0, 5.0)), Figure((1.5, 5.25))).values == (0.5, 0.25)
+
+
+def test_a_turn_is_measured_behind_the_steps_that_warm_the_caches() -> None:
+    clock = overhead.Clock(accumulation=2)
+    slow = 2 * overhead.SETTLE
+    calls = [*(0.5 for _ in range(slow)), *(0.001 for _ in range(39)), 0.011]
+    clock.times = [(sum(calls[:at]), 2 * sum(calls[:at])) for at in range(len(calls) + 1)]
+    assert clock.figures() == pytest.approx({"median": 2.0, "wall": 2.5, "processor": 5.0})
 
 
 @pytest.mark.parametrize("other", [[1.0, 2.1], [1.0], [1.0, float("nan")]])
