@@ -16,6 +16,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -110,6 +111,7 @@ def serve() -> None:
     """In a peer's process: answer questions until there are no more."""
     row, name, out = sys.argv[1:]
     logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
     module = importlib.import_module(f"benchmarks.rows.{row}")
     global _answers
     _answers = os.fdopen(int(out), "w")

@@ -16,6 +16,7 @@ ROWS = {
     "saving": "time that the loop is held by a save",
     "evaluation": "memory that an evaluation takes",
     "resume": "samples read to continue in the middle of an epoch",
+    "accidents": "what is left of a run that is resumed, killed, damaged, short of memory or of disk",
     "imports": "time to import the trainer on top of torch",
 }
 

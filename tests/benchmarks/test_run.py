@@ -21,7 +21,7 @@ from benchmarks.result import (
 from benchmarks.rows import ROWS, overhead, row
 from benchmarks.run import main
 
-from benchmarks import report
+from benchmarks import accidents, report
 
 
 def result(ours: float, theirs: float = 1.0, **more: object) -> Result:
@@ -100,6 +100,24 @@ def test_every_row_can_be_loaded() -> None:
         assert row(name).devices
     with pytest.raises(SystemExit, match="expected one of"):
         row("speed")
+
+
+def test_accidents_are_told_from_runs_that_nothing_happened_to() -> None:
+    found = {what: accidents.answer(ONWARD, {"what": what}) for what in ("out_of_memory", "not_a_number")}
+    assert found["out_of_memory"]["steps"] == found["out_of_memory"]["wanted"] == 16
+    assert found["out_of_memory"]["off"] < 1e-5
+    assert found["not_a_number"]["lost"] == 0
+    assert accidents.answer(ONWARD, {"what": "killed", "kills": 1}) == {"ends": ["equal"]}
+    resumed = accidents.answer(ONWARD, {"what": "resumed", "name": "dropout", "every": False})
+    assert resumed == {"asked": True, "equal": True, "why": "", "train_loss off by": 0}
+
+
+def test_another_end_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts as equal is not equal for a run that forgets its generators."""
+    monkeypatch.setattr("onward.Trainer._load_rng_state", lambda trainer, checkpoint: None)
+    resumed = accidents.answer(ONWARD, {"what": "resumed", "name": "dropout", "every": False})
+    assert not resumed["equal"]
+    assert "another end" in resumed["why"]
 
 
 def test_a_row_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.durability.conftest import assert_equal
+from tests.durability.damage import delete, empty, flip, truncate
 from tests.durability.victim import STEPS, make_trainer, weights_of
 
 from onward.checkpoint import list_checkpoints, problems
@@ -25,24 +26,6 @@ FILES = (
     "onward_state.json",
     "onward_manifest.json",
 )
-
-
-def truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def delete(file: Path) -> None:
-    file.unlink()
-
-
-def flip(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 0x04
-    file.write_bytes(data)
 
 
 @pytest.fixture(scope="module")
