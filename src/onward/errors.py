@@ -8,6 +8,7 @@
     │   └── CheckpointError     a checkpoint is at fault
     │       ├── NoCheckpoint        nothing to resume from
     │       ├── BrokenCheckpoint    a file is missing, short or altered
+    │       ├── UnreadableState     a state holds what cannot be read back  (also TypeError)
     │       └── CheckpointMismatch  made by a run that this one cannot continue
     ├── MissingDependency       an optional package is not installed          (ImportError)
     ├── NotSupported            transformers has it, onward does not          (NotImplementedError)
@@ -66,6 +67,10 @@ class NoCheckpoint(CheckpointError):
 
 class BrokenCheckpoint(CheckpointError):
     """A file of the checkpoint is missing, short or altered."""
+
+
+class UnreadableState(CheckpointError, TypeError):
+    """A state holds objects that a checkpoint cannot keep, or that are not read from one without permission."""
 
 
 class CheckpointMismatch(CheckpointError):

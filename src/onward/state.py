@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from typing_extensions import override
 
-from onward.errors import BrokenCheckpoint
+from onward.errors import BrokenCheckpoint, UnreadableState
 from onward.kin import Kin
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,24 @@ def is_exportable(thing: object) -> bool:
 def exportable(things: Iterable[object]) -> list[Any]:
     """Those of `things` whose state goes into a checkpoint, in their order."""
     return [thing for thing in things if is_exportable(thing)]
+
+
+def check_exported(thing: Any) -> None:
+    """Check that the state of a callback can be written into ``trainer_state.json``.
+
+    Raises:
+        UnreadableState: it cannot.
+    """
+    for part, values in thing.state().items():
+        for name, value in values.items():
+            try:
+                json.dumps(value, sort_keys=True, default=plain_value)
+            except (TypeError, ValueError) as error:
+                raise UnreadableState(
+                    f"{type(thing).__name__}.state() has in {part!r} under {name!r} a {type(value).__name__} that "
+                    f"cannot be written as JSON ({error}); expected numbers, strings, and lists and dictionaries of "
+                    "them. Return those from state(), and make of them what you need in from_state()."
+                ) from error
 
 
 class _Requests:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import random
 import sys
+from collections import defaultdict, deque
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from tests.tiny import TinyRegression
 
 from onward.checkpoint import layout, parts
-from onward.errors import BrokenCheckpoint
+from onward.errors import BrokenCheckpoint, UnreadableState
 
 
 def draws() -> tuple[float, float, float]:
@@ -92,9 +94,39 @@ class Projector:
 
 def test_a_projector_comes_back_where_its_package_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / layout.OPTIMIZER
-    parts.write_torch({"projector": Projector()}, file)
-    with pytest.raises(BrokenCheckpoint, match="Projector"):
+    torch.save({"projector": Projector()}, file)
+    with pytest.raises(UnreadableState, match="Projector"):
         parts.read_torch(file)
     package = SimpleNamespace(GaLoreProjector=Projector)
     monkeypatch.setitem(sys.modules, "galore_torch.galore_projector", package)
+    parts.write_torch({"projector": Projector()}, file)
     assert torch.equal(parts.read_torch(file)["projector"].matrix, torch.arange(4.0))
+
+
+class Remembering(torch.optim.SGD):
+    """Keeps for each parameter what `torch.optim.Optimizer` breaks when it is handed a state."""
+
+    def remember(self, values: dict[str, Any]) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter].update(values)
+
+
+def test_an_optimizer_gets_back_what_can_be_iterated_over(tmp_path: Path) -> None:
+    values = {
+        "text": "warm", "array": np.arange(3.0), "window": deque([1.0, 2.0], maxlen=2), "range": frozenset([1]),
+        "gaps": defaultdict(list, {1: [2]}), "when": datetime.date(2024, 1, 2), "directions": [torch.ones(2)],
+    }  # fmt: skip
+    model = TinyRegression()
+    optimizer = Remembering(model.parameters(), lr=0.1)
+    optimizer.remember(values)
+    parts.write_torch(optimizer.state_dict(), tmp_path / layout.OPTIMIZER)
+    parts.write_torch({}, tmp_path / layout.SCHEDULER)
+    again = Remembering(model.parameters(), lr=0.1)
+    parts.load_optimizer(again, torch.optim.lr_scheduler.ConstantLR(again), tmp_path)
+    got = again.state[next(model.parameters())]
+    assert got["window"].maxlen == 2
+    assert got["gaps"].default_factory is list
+    np.testing.assert_array_equal(got.pop("array"), values.pop("array"))
+    assert torch.equal(got.pop("directions")[0], values.pop("directions")[0])
+    assert got == values

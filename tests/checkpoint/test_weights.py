@@ -163,7 +163,7 @@ def test_code_in_a_torch_file_is_not_run(tmp_path: Path) -> None:
             return exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",)
 
     torch.save({"body.weight": Evil()}, tmp_path / layout.WEIGHTS_BIN)
-    with pytest.raises(Exception, match=r"weights_only|Unsupported|WeightsUnpickler"):
+    with pytest.raises(Exception, match=r"builtins\.exec"):
         weights.load_weights(TinyRegression(), tmp_path)
     assert not (tmp_path / "ran").exists()
 

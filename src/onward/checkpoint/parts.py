@@ -8,8 +8,11 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import pickle
 import random
-import sys
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +20,48 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from onward.checkpoint import layout
+from onward.checkpoint import layout, pickled
 from onward.checkpoint.sink import Create, create_plain
-from onward.errors import BrokenCheckpoint
+from onward.errors import BrokenCheckpoint, UnreadableState
 
 logger = logging.getLogger(__name__)
 
 
 def write_torch(data: Any, path: Path, create: Create = create_plain) -> None:
-    """`torch.save` through a file object: measured to hold the interpreter lock 5 to 20 times shorter than by path."""
+    """`torch.save` through a file object: measured to hold the interpreter lock 5 to 20 times shorter than by path.
+
+    Raises:
+        UnreadableState: something in `data` could not be read again.
+    """
     with create(path) as handle:
-        torch.save(data, handle)  # type: ignore[arg-type]  # it only writes and flushes
+        pickled.write(data, handle, path.name)
 
 
 def read_torch(path: Path, map_location: Any = "cpu") -> Any:
     """Read a file of tensors and plain values, refusing everything else.
 
     Raises:
-        BrokenCheckpoint: the file cannot be read that way.
+        UnreadableState: it holds objects of a class that is not allowed; the message names it.
+        BrokenCheckpoint: the file cannot be read at all.
     """
     try:
-        with torch.serialization.safe_globals([*_numpy_globals(), *_projectors()]):
-            return torch.load(path, map_location=map_location, weights_only=True)
+        return pickled.read(path, map_location)
     except FileNotFoundError:
         raise
+    except pickle.UnpicklingError as error:
+        if names := pickled.not_allowed(path):
+            raise UnreadableState(
+                f"{path.parent}: {path.name} holds {', '.join(names)}, and a checkpoint is read without running what "
+                "is in it. Is that a class of yours, and do you trust the file? Import the class and allow it with "
+                "torch.serialization.add_safe_globals before you resume."
+            ) from error
+        raise _broken(path, error) from error
     except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise BrokenCheckpoint(f"{path.parent}: {path.name} cannot be loaded ({what})") from error
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> BrokenCheckpoint:
+    return BrokenCheckpoint(f"{path.parent}: {path.name} cannot be loaded ({type(error).__name__}: {error})")
 
 
 def training_args(args: Any) -> bytes:
@@ -105,10 +123,46 @@ def load_optimizer(optimizer: Any, scheduler: Any, folder: Path, device: Any = "
     if not all(path.is_file() for path in paths):
         logger.warning("%s has no optimizer or scheduler state (save_only_model?): both start anew.", folder)
         return False
-    optimizer.load_state_dict(read_torch(paths[0], device))
+    _load_optimizer_state(optimizer, read_torch(paths[0], device))
     scheduler.load_state_dict(read_torch(paths[1]))
     _follow(optimizer, scheduler)
     return True
+
+
+def _load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
+    """Hand an optimizer its state, past what `torch.optim.Optimizer` does to all that can be iterated over.
+
+    It moves the tensors in there by making the container anew from a generator: a string becomes the text
+    ``<generator object …>``, arrays and named tuples fail, a `deque` forgets its length.
+    """
+    kept = [
+        (values, name, value)
+        for values in state.get("state", {}).values()
+        if isinstance(values, dict)
+        for name, value in values.items()
+        if isinstance(value, Iterable) and not isinstance(value, torch.Tensor) and not _holds_tensor(value)
+    ]
+    for values, name, value in kept:
+        values[name] = _Kept(value)
+    optimizer.load_state_dict(state)
+    if kept:
+        for values in optimizer.state.values():
+            values.update({name: each.value for name, each in values.items() if isinstance(each, _Kept)})
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A value that is not looked into."""
+
+    value: Any
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple | set | frozenset | deque):
+        return isinstance(value, torch.Tensor)
+    return any(map(_holds_tensor, value))
 
 
 def _follow(optimizer: Any, scheduler: Any) -> None:
@@ -132,25 +186,3 @@ def load_scaler(scaler: Any, folder: Path) -> None:
     path = folder / layout.SCALER
     if scaler is not None and path.is_file():
         scaler.load_state_dict(read_torch(path))
-
-
-def _numpy_globals() -> list[Any]:
-    """Return what numpy's generator state, and a rate that was computed with numpy, are made of; all of it is data."""
-    kinds = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"}
-    multiarray = np._core.multiarray  # type: ignore[attr-defined]
-    return [multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *kinds]
-
-
-_PROJECTORS = (
-    ("galore_torch.galore_projector", "GaLoreProjector"),
-    ("apollo_torch.svd_projector", "GaLoreProjector"),
-    ("apollo_torch.random_projector", "GradientProjector"),
-)
-
-
-def _projectors() -> list[Any]:
-    """Return the classes that GaLore and APOLLO keep in their state: numbers and a matrix each.
-
-    Only where the package is imported already, by the optimizer that the state is for.
-    """
-    return [getattr(sys.modules[module], name) for module, name in _PROJECTORS if module in sys.modules]

@@ -213,7 +213,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _read(file: Path) -> dict[str, Any]:
     if file.suffix != ".safetensors":
-        loaded: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        loaded: dict[str, Any] = parts.read_torch(file)
         return loaded
     from safetensors.torch import load_file
 

@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
-
+from onward.checkpoint import pickled
 from onward.data.batches import Indices, MicroBatches
 from onward.data.draws import (
     Streams,
@@ -257,12 +256,12 @@ def _whole(batch: Any) -> Pieces:
 def _pack(state: dict[str, Any]) -> str:
     """Text form of a stream's state, which may hold tensors."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    pickled.write(state, buffer, "the state of the train_dataset")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _unpack(text: str) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True)
+    state: dict[str, Any] = pickled.read(base64.b64decode(text))
     return state
 
 

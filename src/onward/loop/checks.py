@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import IterableDataset
 
 from onward.arguments import option
-from onward.checkpoint.weights import parse_size
+from onward.checkpoint import pickled
+from onward.checkpoint.weights import is_peft, is_pretrained, parse_size
 from onward.data.order import has_length
 from onward.errors import DataError, UnknownMetric, UsageError, did_you_mean
 from onward.loop.scoring import is_streaming
+from onward.state import check_exported, exportable
 
 if TYPE_CHECKING:
     from onward.hooks.base import TrainerBase
@@ -221,3 +223,26 @@ def _may_add_metrics(host: TrainerBase) -> bool:
         return True
     packages = {type(callback).__module__.partition(".")[0] for callback in host.callback_handler.callbacks}
     return not packages <= {"onward", "transformers"}
+
+
+def check_states(host: TrainerBase) -> None:
+    """Check that what checkpoints hold can be read again: behind the first step, when the optimizer has a state.
+
+    Raises:
+        UnreadableState: something cannot; the message says what of which state, and what to do.
+    """
+    args = host.args
+    if args.save_strategy == "no":
+        return  # who saves all the same hears of it then
+    for callback in exportable(host.callback_handler.callbacks):
+        check_exported(callback)
+    if host.feed is not None:
+        host.feed.state_dict()
+    if host.is_fsdp_enabled or host.is_deepspeed_enabled:
+        return  # each has a way of its own to keep them
+    model = host._unwrapped(host.model)
+    if not is_pretrained(model) and not is_peft(model):
+        pickled.check(dict(model.state_dict()), f"the state of {type(model).__name__}")
+    if not args.save_only_model and _is_ours(host._save_optimizer_and_scheduler):
+        pickled.check(host.optimizer.state_dict(), "the state of the optimizer")
+        pickled.check(host.lr_scheduler.state_dict(), "the state of the lr_scheduler")

@@ -62,6 +62,8 @@ class Run:
     """What forward changes in the model and a step that is taken back must not leave behind."""
     search: Callable[[], None] | None = None
     """Looks for the largest micro-batch that fits, before the first step."""
+    check_states: Callable[[], None] | None = None
+    """Sees that checkpoints can be read again; to be called behind a step, once."""
 
 
 @dataclass
@@ -184,6 +186,9 @@ def update(host: TrainerBase, run: Run, batches: Iterator[Any], place: tuple[int
         run.buffers.keep()
     if not (take(host, run, work) if run.fitting is None else run.fitting.take(host, run, work)):
         return True
+    if run.check_states is not None:
+        run.check_states()
+        run.check_states = None
 
     state = host.state
     state.global_step += 1

@@ -149,9 +149,12 @@ def _note_best(host: CheckpointHooks, run_dir: str, target: str) -> None:
 
 
 def _note_callbacks(host: CheckpointHooks) -> None:
-    from onward.state import TrainerState, exportable
+    from onward.state import TrainerState, check_exported, exportable
 
-    states = TrainerState(stateful_callbacks=exportable([*host.callback_handler.callbacks, host.control]))
+    things = exportable([*host.callback_handler.callbacks, host.control])
+    for each in things:
+        check_exported(each)
+    states = TrainerState(stateful_callbacks=things)
     host.state.stateful_callbacks.update(states.stateful_callbacks)
 
 

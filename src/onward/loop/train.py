@@ -23,7 +23,7 @@ from onward.data.order import has_length
 from onward.errors import UsageError
 from onward.loop.accidents import judge
 from onward.loop.account import speed_account
-from onward.loop.checks import check_training
+from onward.loop.checks import check_states, check_training
 from onward.loop.compilation import compile_model, open_compilation
 from onward.loop.continuing import restore_run
 from onward.loop.feeding import plan_run, share_of, strategy_name
@@ -149,6 +149,7 @@ def run(host: TrainerBase, checkpoint: str | None, trial: Any, ignore_keys: list
     _announce(host, model, checkpoint)
     _start_counters(host)
     run = Run(host.plan, feed, model, trial, ignore_keys, time.time(), is_over=is_over)
+    run.check_states = partial(check_states, host)
     if checkpoint is not None:
         run.restore_rng = partial(host._load_rng_state, checkpoint)
     model.zero_grad()
