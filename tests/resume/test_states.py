@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import IterableDataset
 
 from onward import ExportableState, Trainer, TrainerCallback, TrainingArguments
-from onward.errors import UnreadableState
-from tests.resume.test_exact import assert_equal
+from onward.errors import CheckpointMismatch, UnreadableState, UsageError
+from tests.resume.test_exact import assert_equal, what_happened
 from tests.tiny import RegressionData, TinyRegression
 
 
@@ -119,12 +119,12 @@ def make(folder: Path, optimizer_cls: type = Odd, stream: Any = None, **given: A
 def test_odd_types_resume_exactly(beside: bool, tmp_path: Path) -> None:
     options = {"async_save": beside}
     whole = make(tmp_path, stream=OddStream(), model=Extra(), options=options)
-    wanted = what_happened_but_odd(whole, whole.train().training_loss)
+    wanted = weights_and_losses(whole, whole.train().training_loss)
     for step in (3, 6):
         again = make(tmp_path, stream=OddStream(), model=Extra(seed=1), options=options)
         again.model.kept = None
         loss = again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}")).training_loss
-        assert_equal(what_happened_but_odd(again, loss), wanted, f"from step {step}")
+        assert_equal(weights_and_losses(again, loss), wanted, f"from step {step}")
         assert again.model.kept == np.float32(2.5)
         (mine, *_), (theirs, *_) = ([*each.optimizer.state.values()] for each in (again, whole))
         np.testing.assert_array_equal(mine.pop("rates"), theirs["rates"])
@@ -132,17 +132,10 @@ def test_odd_types_resume_exactly(beside: bool, tmp_path: Path) -> None:
         assert mine["window"].maxlen == 3
 
 
-def what_happened_but_odd(trainer: Trainer, loss: float) -> dict[str, Any]:
-    found = what_happened_of_weights(trainer)
-    return {"weights": found, "history": losses(trainer), "loss": loss, "step": trainer.state.global_step}
-
-
-def what_happened_of_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in trainer.model.state_dict().items() if torch.is_tensor(value)}
-
-
-def losses(trainer: Trainer) -> list[Any]:
-    return [(line["step"], line.get("loss"), line.get("grad_norm")) for line in trainer.state.log_history]
+def weights_and_losses(trainer: Trainer, loss: float) -> dict[str, Any]:
+    weights = {name: value for name, value in trainer.model.state_dict().items() if torch.is_tensor(value)}
+    history = [(line["step"], line.get("loss"), line.get("grad_norm")) for line in trainer.state.log_history]
+    return {"weights": weights, "history": history, "loss": loss, "step": trainer.state.global_step}
 
 
 class OwnScheduler(torch.optim.lr_scheduler.ConstantLR):
@@ -228,3 +221,59 @@ def test_an_allowed_class_is_saved_and_resumed(tmp_path: Path) -> None:
         assert make(tmp_path, OwnOptimizer).train(resume_from_checkpoint=True).global_step == 8
     with pytest.raises(UnreadableState, match=r"checkpoint-8: optimizer\.pt holds .*Own.*add_safe_globals"):
         make(tmp_path, OwnOptimizer).train(resume_from_checkpoint=True)
+
+
+class Thaw(TrainerCallback):
+    """Trains the first layer, too, from step 4 on."""
+
+    def __init__(self, schedule_too: bool = True) -> None:
+        self.schedule_too = schedule_too
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == 4 and not model.body.weight.requires_grad:
+            kwargs["optimizer"].add_param_group(thaw(model))
+            if self.schedule_too:
+                schedule = kwargs["lr_scheduler"]
+                schedule.base_lrs.append(0.01)
+                schedule.lr_lambdas.append(schedule.lr_lambdas[0])
+
+
+def thaw(model: Any) -> dict[str, Any]:
+    model.body.requires_grad_(True)
+    return {"params": list(model.body.parameters()), "lr": 0.01, "initial_lr": 0.01}
+
+
+def half_frozen(folder: Path, cls: type[Trainer] = Trainer, schedule_too: bool = True) -> Trainer:
+    model = TinyRegression()
+    model.body.requires_grad_(False)
+    options: dict[str, Any] = {"max_steps": 8, "save_steps": 3, "logging_steps": 1}
+    args = TrainingArguments(output_dir=str(folder), report_to=[], disable_tqdm=True, use_cpu=True, **options)
+    return cls(model, args, train_dataset=RegressionData(64), callbacks=[Thaw(schedule_too)])
+
+
+class Thawed(Trainer):
+    """Makes the groups that a run has behind step 4."""
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        optimizer = super().create_optimizer()
+        if not self.model.body.weight.requires_grad:
+            optimizer.add_param_group(thaw(self.model))
+        return optimizer
+
+
+def test_a_group_that_was_added_is_told_and_resumes_where_it_is_made_before(tmp_path: Path) -> None:
+    whole = half_frozen(tmp_path)
+    wanted = what_happened(whole, whole.train().training_loss)
+    again = half_frozen(tmp_path)
+    assert_equal(what_happened(again, again.train(str(tmp_path / "checkpoint-3")).training_loss), wanted, "before it")
+    with pytest.raises(
+        CheckpointMismatch, match=r"with 3 .* \(of 1 \+ 3 \+ 2 tensors\), and there are 2 .*create_optimizer"
+    ):
+        half_frozen(tmp_path).train(str(tmp_path / "checkpoint-6"))
+    again = half_frozen(tmp_path, Thawed)
+    assert_equal(what_happened(again, again.train(str(tmp_path / "checkpoint-6")).training_loss), wanted, "behind it")
+
+
+def test_a_group_that_the_schedule_does_not_know_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"3 parameter groups, but the schedule was made for 2\. .*base_lrs\.append"):
+        half_frozen(tmp_path, schedule_too=False).train()

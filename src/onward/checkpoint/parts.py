@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from onward.checkpoint import layout, pickled
 from onward.checkpoint.sink import Create, create_plain
-from onward.errors import BrokenCheckpoint, UnreadableState
+from onward.errors import BrokenCheckpoint, CheckpointMismatch, UnreadableState
 
 logger = logging.getLogger(__name__)
 
@@ -118,15 +118,42 @@ def load_rng_file(folder: Path, rank: int, world_size: int) -> dict[str, Any] | 
 
 
 def load_optimizer(optimizer: Any, scheduler: Any, folder: Path, device: Any = "cpu") -> bool:
-    """Restore optimizer and scheduler, where both files are there; return whether they were."""
+    """Restore optimizer and scheduler, where both files are there; return whether they were.
+
+    Raises:
+        CheckpointMismatch: the optimizer that was saved has other parameter groups.
+    """
     paths = folder / layout.OPTIMIZER, folder / layout.SCHEDULER
     if not all(path.is_file() for path in paths):
         logger.warning("%s has no optimizer or scheduler state (save_only_model?): both start anew.", folder)
         return False
-    _load_optimizer_state(optimizer, read_torch(paths[0], device))
+    state = read_torch(paths[0], device)
+    _check_groups(optimizer, state, folder)
+    _load_optimizer_state(optimizer, state)
     scheduler.load_state_dict(read_torch(paths[1]))
     _follow(optimizer, scheduler)
     return True
+
+
+def _check_groups(optimizer: Any, state: Mapping[str, Any], folder: Path) -> None:
+    """Compare the parameter groups: torch says that they differ, but not in what."""
+    before, now = (
+        [len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups)
+    )
+    if before == now or not before:  # a layer-wise optimizer keeps its groups in its parts
+        return
+    raise CheckpointMismatch(
+        f"{folder}: the optimizer was saved with {_told(before)}, and there are {_told(now)} now. If a callback adds "
+        "groups or thaws weights during training, they must be there again before the state is loaded: override "
+        "create_optimizer (or pass optimizers=) so that it makes the groups that the run had at this checkpoint. "
+        "Without the optimizer's state go on with the weights alone: from_pretrained of that folder, and no "
+        "resume_from_checkpoint."
+    )
+
+
+def _told(sizes: list[int]) -> str:
+    groups = "1 parameter group" if len(sizes) == 1 else f"{len(sizes)} parameter groups"
+    return f"{groups} (of {' + '.join(map(str, sizes))} tensors)"
 
 
 def _load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from onward import engine
 from onward.arguments import option
+from onward.errors import UsageError
 from onward.loop.accidents import judge
 from onward.loop.account import interval_account
 from onward.optim.guard import guarded_step, plain_step
@@ -152,7 +153,18 @@ def step_scheduler(host: TrainerBase) -> None:
     if host.accelerator.scaler is not None and host.accelerator.optimizer_step_was_skipped:  # it found an overflow
         return
     if not steps_on_metric(host.lr_scheduler):
-        host.lr_scheduler.step()
+        try:
+            host.lr_scheduler.step()
+        except ValueError as error:  # torch's is that of a zip()
+            known, groups = len(getattr(host.lr_scheduler, "base_lrs", ())), len(host.optimizer.param_groups)
+            if known == groups:
+                raise
+            raise UsageError(
+                f"The optimizer has {groups} parameter groups, but the schedule was made for {known}. Who adds a group "
+                "adds its rate to the schedule as well: lr_scheduler.base_lrs.append(rate), and for a schedule of "
+                "functions lr_scheduler.lr_lambdas.append(function). Or make all groups in create_optimizer, and "
+                "leave weights out by requires_grad."
+            ) from error
 
 
 def log_interval(
