@@ -39,7 +39,6 @@ BAD = [
     ({"dataloader_prefetch_factor": 2}, "at least one worker"),
     ({"fp16": True, "bf16": True}, "at most one"),
     ({"fp16_full_eval": True, "bf16_full_eval": True}, "at most one"),
-    ({"fp16": True, "use_cpu": True}, "needs an accelerator"),
     ({"lr_scheduler_kwargs": "num_cycles=3"}, "expected a dict or a JSON object"),
     ({"lr_scheduler_kwargs": '{"num_cycles": }'}, "expected a dict or a JSON object"),
     ({"seed": -1}, "from 0 to 4294967295"),

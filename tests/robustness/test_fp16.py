@@ -31,7 +31,7 @@ class RunsOut(TinyRegression):
 
 
 class InHalf(Trainer):
-    """`fp16=True` is refused on a CPU; what it sets up on an accelerator works there all the same."""
+    """On a CPU `fp16=True` does nothing; what it sets up on an accelerator works there all the same."""
 
     scale = 1024.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ from onward.types import DebugOption, IntervalStrategy, SaveStrategy, SchedulerT
 
 if TYPE_CHECKING:
     from onward.arguments.training_arguments import TrainingArguments
+
+logger = logging.getLogger(__name__)
 
 CHOICES: dict[str, Iterable[str]] = {
     "include_num_input_tokens_seen": ("all", "non_padding", "no"),
@@ -168,7 +171,7 @@ def check_precision(args: TrainingArguments) -> None:
         raise UsageError("got fp16_full_eval=True and bf16_full_eval=True; expected at most one of them.")
     accelerated = has_accelerator(args)
     if args.fp16 and not accelerated:
-        raise UsageError("got fp16=True on the CPU; float16 training needs an accelerator. Use bf16=True or neither.")
+        logger.warning("fp16=True does nothing on the CPU: training is in float32. For less memory use bf16=True.")
     on_cuda = accelerated and torch.cuda.is_available()
     if (args.bf16 or args.bf16_full_eval) and on_cuda and not torch.cuda.is_bf16_supported():
         raise UsageError("got bf16 on a GPU without bfloat16; expected an Ampere GPU or newer. Use fp16 or use_cpu.")

@@ -69,7 +69,7 @@ class ComputeArguments:
     bf16: bool = False
     """Train under bfloat16 autocast."""
     fp16: bool = False
-    """Train under float16 autocast with a loss scaler; needs an accelerator."""
+    """Train under float16 autocast with a loss scaler; on the CPU, which has neither, in float32."""
     bf16_full_eval: bool = False
     """Convert the model to bfloat16 for evaluation."""
     fp16_full_eval: bool = False

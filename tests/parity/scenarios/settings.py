@@ -162,6 +162,17 @@ def bf16(stage: Any) -> Any:
 
 
 @scenario
+def fp16_on_a_cpu(stage: Any) -> Any:
+    """Neither autocast nor a scaler, and what is saved says so."""
+    parts = {"eval_dataset": tokens(8, seed=1)}
+    changes = {"save_strategy": "steps", "save_steps": 4, "max_grad_norm": 0.1, "gradient_accumulation_steps": 2}
+    record = stage.train(gpt2(), tokens(), parts, fp16=True, eval_strategy="epoch", num_train_epochs=2, **changes)
+    scalers = [path.name for path in (stage.folder / "run").rglob("scaler.pt")]
+    resumed = stage.train(gpt2(), tokens(), parts, fp16=True, num_train_epochs=2, max_steps=6, **changes)
+    return {"first": record, "scalers": scalers, **resumed}
+
+
+@scenario
 def bf16_accumulated(stage: Any) -> Any:
     """The autocast cache must not outlive a step."""
     return stage.train(llama(), tokens(), bf16=True, per_device_train_batch_size=4, gradient_accumulation_steps=2)
