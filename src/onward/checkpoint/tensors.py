@@ -6,6 +6,7 @@ header and the tensors' bytes (https://huggingface.co/docs/safetensors); the lib
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import sys
@@ -39,7 +40,13 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path, create: C
     with create(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
-            file.write(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+            file.write(_bytes_of(tensor.detach().cpu()))
+
+
+def _bytes_of(tensor: torch.Tensor) -> Any:
+    """The memory of a contiguous tensor. Not by way of numpy: a tensor that it looked at can never be resized again."""
+    count = tensor.numel() * tensor.element_size()
+    return (ctypes.c_char * count).from_address(tensor.data_ptr()) if count else b""
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from onward.checkpoint import layout, parts, structure
+from onward.checkpoint import buffers, layout, parts, structure
 from onward.checkpoint.sink import Create, create_plain
 from onward.checkpoint.tensors import write_safetensors
 from onward.errors import BrokenCheckpoint
@@ -132,7 +132,8 @@ def load_weights(model: nn.Module, folder: Path) -> LoadResult:
     missing: set[str] | None = None
     unexpected: list[str] = []
     for file in files:  # one at a time: no more than one shard is in memory beside the model
-        outcome = model.load_state_dict(_read(file), strict=False)
+        with buffers.fitted(model, _read(file)) as state:
+            outcome = model.load_state_dict(state, strict=False)
         missing = set(outcome.missing_keys) if missing is None else missing & set(outcome.missing_keys)
         unexpected += outcome.unexpected_keys
     result = LoadResult(_without_twins(model, missing or set()), unexpected)

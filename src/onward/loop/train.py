@@ -154,7 +154,7 @@ def run(host: TrainerBase, checkpoint: str | None, trial: Any, ignore_keys: list
         run.restore_rng = partial(host._load_rng_state, checkpoint)
     model.zero_grad()
     host._rollback_due, host._loss_before, host._loss_finite = None, None, True
-    host._buffers = run.buffers = Buffers(model) if any(True for _ in model.buffers()) else None
+    host._buffers = run.buffers = Buffers(model) if any(each._buffers for each in model.modules()) else None
     host.state.train_batch_size = host._train_batch_size  # not that of the run which wrote the checkpoint
     if finds:
         run.fitting = Fitting(host, run, found)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
+from onward.checkpoint.buffers import distinct
 from onward.data.draws import mark, rewind
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ class _Place:
         now, kept, copy = self._of[self._name], self._kept, self._copy
         if unless is not None:
             if now is not None and copy is not None and now.shape == copy.shape:
-                now.copy_(torch.where(unless.to(now.device), now, copy))
+                here, before = distinct(now), distinct(copy, of=now)
+                here.copy_(torch.where(unless.to(now.device), here, before))
                 return
             if unless:  # host sync: what has another shape cannot be chosen on the device
                 return
@@ -120,7 +122,7 @@ class _Place:
         if kept is not None and copy is not None:
             if kept.shape != copy.shape:
                 kept.resize_(copy.shape)
-            kept.copy_(copy)
+            distinct(kept).copy_(distinct(copy, of=kept))
             self._version = _version(kept)
 
 
