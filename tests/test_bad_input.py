@@ -29,6 +29,12 @@ def test_no_data_and_no_loader(tmp_path: Path) -> None:
         trainer(tmp_path).evaluate()
 
 
+def test_a_folder_without_a_name() -> None:
+    args = TrainingArguments(output_dir="", report_to="none")
+    with pytest.raises(UsageError, match="output_dir got ''"):
+        Trainer(TinyRegression(), args)
+
+
 def test_empty_data(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="0 samples"):
         trainer(tmp_path, train_dataset=[]).train()

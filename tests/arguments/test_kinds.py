@@ -52,6 +52,14 @@ def test_a_wrong_type_is_told(given, message):
         {"resume_from_checkpoint": True},
         {"push_to_hub": None, "auto_find_batch_size": None},
         {"save_steps": -1},
+        {"num_train_epochs": -1, "max_steps": 3},
+        {"num_train_epochs": None, "max_steps": 3},
+        {"max_steps": -5},
+        {"save_steps": None, "save_strategy": "epoch"},
+        {"logging_steps": None, "logging_strategy": "no"},
+        {"logging_steps": -1, "eval_strategy": "steps", "eval_steps": -1},
+        {"data_seed": -1},
+        {"length_column_name": None, "project": None, "train_sampling_strategy": None},
     ],
     ids=str,
 )
@@ -71,3 +79,21 @@ def test_types_are_checked_after_a_parser_was_made():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "bf16 got the text 'False'; expected True or False." in done.stderr
+
+
+def test_numpy_leaves_no_trace():
+    import json
+
+    kwargs = {"num_cycles": np.float64(0.5), "steps": [np.int64(1)]}
+    args = TrainingArguments(
+        use_cpu=True, seed=np.int64(3), learning_rate=np.float32(0.5), bf16=np.False_, lr_scheduler_kwargs=kwargs,
+        optim_target_modules=np.array(["a", "b"]), save_total_limit=np.int16(2),
+    )  # fmt: skip
+    values = json.loads(args.to_json_string())
+    assert (values["seed"], values["learning_rate"], values["bf16"], values["save_total_limit"]) == (3, 0.5, False, 2)
+    assert values["lr_scheduler_kwargs"] == {"num_cycles": 0.5, "steps": [1]}
+    assert args.optim_target_modules == ["a", "b"]
+    assert type(args.seed) is int
+    assert type(kwargs["num_cycles"]) is np.float64, "what the user passed in is not changed"
+    args.seed = np.int64(4)  # past the checks
+    assert json.loads(args.to_json_string())["seed"] == 4

@@ -50,6 +50,16 @@ def test_command_line_means_what_it_means_to_transformers(line):
     assert {name: ours_values[name] for name in their_values} == their_values
 
 
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [("", False), (" ", True), (" true", True), (" 0", False), (" False", False), (" grow", "grow")],
+)
+def test_a_flag_that_takes_a_word_too(line, value):
+    given = f"--auto_find_batch_size{line}".split() if line else []
+    (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(given)
+    assert args.auto_find_batch_size is value or args.auto_find_batch_size == value == "grow"
+
+
 def test_own_options_on_the_command_line():
     line = ["--padding_free", "auto", "--chunked_loss", "True", "--no_async_save", "--on_nonfinite", "raise"]
     (args,) = HfArgumentParser(Seq2SeqTrainingArguments).parse_args_into_dataclasses(line)

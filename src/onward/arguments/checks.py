@@ -43,8 +43,6 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "per_device_train_batch_size": (1, None),
     "per_device_eval_batch_size": (1, None),
     "gradient_accumulation_steps": (1, None),
-    "num_train_epochs": (0, None),
-    "max_steps": (-1, None),
     "learning_rate": (0, None),
     "weight_decay": (0, None),
     "warmup_steps": (0, None),
@@ -54,14 +52,14 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "max_grad_norm": (None, None),
     "label_smoothing_factor": (0, 1),
     "neftune_noise_alpha": (0, None),
-    "logging_steps": (0, None),
-    "eval_steps": (0, None),
+    "logging_steps": (-1, None),
+    "eval_steps": (-1, None),
     "eval_delay": (0, None),
     "save_steps": (-1, None),
     "eval_accumulation_steps": (1, None),
     "torch_empty_cache_steps": (1, None),
     "seed": (0, 2**32 - 1),
-    "data_seed": (0, 2**64 - 1),
+    "data_seed": (-(2**63), 2**64 - 1),
     "dataloader_num_workers": (0, None),
     "dataloader_prefetch_factor": (1, None),
     "ddp_timeout": (1, None),
@@ -83,6 +81,14 @@ def check_numbers(args: TrainingArguments) -> None:
         if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
             bounds = f"at least {low}" if high is None else f"from {low} to {high}"
             raise UsageError(f"{name} got {value}; expected a value {bounds}.")
+    for name in ("adam_beta1", "adam_beta2"):
+        if getattr(args, name) == 1:  # no optimizer takes it
+            raise UsageError(f"{name} got {getattr(args, name)}; expected a value from 0 to below 1.")
+    if args.max_steps <= 0 and (args.num_train_epochs is None or args.num_train_epochs < 0):
+        raise UsageError(
+            f"num_train_epochs got {args.num_train_epochs} and max_steps {args.max_steps}; expected one of them to say "
+            "how long to train: at least 0 epochs, or at least 1 step."
+        )
 
 
 def check_words(args: TrainingArguments) -> None:
@@ -117,6 +123,10 @@ def check_words(args: TrainingArguments) -> None:
 
 def check_schedule(args: TrainingArguments) -> None:
     """Raise `UsageError` where logging, evaluating, saving and the schedule contradict each other."""
+    for verb in ("logging", "save"):
+        steps, strategy = f"{verb}_steps", f"{verb}_strategy"
+        if getattr(args, strategy) == IntervalStrategy.STEPS and getattr(args, steps) is None:
+            raise UsageError(f"{strategy}='steps' got {steps}=None; expected a number, or {strategy}='no' or 'epoch'.")
     if args.logging_strategy == IntervalStrategy.STEPS and args.logging_steps == 0:
         raise UsageError("logging_strategy='steps' got logging_steps=0; expected more, or logging_strategy='no'.")
     if args.load_best_model_at_end and args.save_strategy != SaveStrategy.BEST:
@@ -131,6 +141,11 @@ def check_schedule(args: TrainingArguments) -> None:
         raise UsageError(
             f"dataloader_prefetch_factor got {args.dataloader_prefetch_factor} with dataloader_num_workers=0; "
             "expected at least one worker, or no prefetch factor."
+        )
+    if args.dataloader_num_workers == 0 and args.dataloader_persistent_workers:
+        raise UsageError(
+            "dataloader_persistent_workers got True with dataloader_num_workers=0; expected at least one worker, or "
+            "dataloader_persistent_workers=False."
         )
 
 

@@ -48,8 +48,12 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 SEVERAL_TYPES = ("accelerator_config", "deepspeed", "fsdp", "max_shard_size", "resume_from_checkpoint")
 """Fields that take more than their annotation says, and are checked where they are used."""
-NONE_TOO = ("max_grad_norm",)
-"""Fields that configurations switch off by None, whatever transformers' annotation says."""
+NONE_TOO = (
+    "max_grad_norm", "train_sampling_strategy", "length_column_name", "project",
+    "logging_steps", "save_steps", "num_train_epochs",
+)  # fmt: skip
+"""Fields that configurations switch off by None, whatever transformers' annotation says. The last three where nothing
+goes by them: another strategy, `max_steps`."""
 
 
 @functools.cache
@@ -69,6 +73,27 @@ def _annotations() -> dict[str, str]:
     for base in reversed(ArgumentFields.__mro__):
         found.update(vars(base).get("__annotations__", {}))
     return found
+
+
+def leave_numpy(args: TrainingArguments) -> None:
+    """Turn numpy's numbers and arrays, as sweeps and configurations bring them, into Python's: JSON knows no others."""
+    for name, value in vars(args).items():
+        plain = without_numpy(value)
+        if plain is not value:
+            setattr(args, name, plain)
+
+
+def without_numpy(value: Any) -> Any:
+    """Return the same with Python's numbers and lists; `value` itself where there is nothing of numpy's in it."""
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    if type(value) is dict:
+        parts = {key: without_numpy(item) for key, item in value.items()}
+        return parts if any(parts[key] is not value[key] for key in value) else value
+    if type(value) in (list, tuple):
+        items = type(value)(map(without_numpy, value))
+        return items if any(now is not before for now, before in zip(items, value, strict=True)) else value
+    return value
 
 
 def check_types(args: TrainingArguments) -> None:

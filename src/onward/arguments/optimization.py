@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from onward.arguments.documented import documented
 from onward.types import OptimizerNames, SchedulerType
@@ -104,6 +104,9 @@ class ComputeArguments:
     """Scale of the uniform noise added to embeddings while training (NEFTune, arXiv:2310.05914); 5 to 15 is usual."""
     torch_empty_cache_steps: int | None = None
     """Optimizer steps between two releases of the allocator's cache; None never releases it."""
-    auto_find_batch_size: bool | str = False
+    # The words are those of a flag on a command line, which a parser would otherwise not take beside "grow".
+    auto_find_batch_size: Literal[True, False, "grow", "true", "false", "yes", "no", "1", "0"] = field(
+        default=False, metadata={"nargs": "?", "const": True}
+    )
     """On out of memory, go on with smaller micro-batches, same effective batch. ``grow`` also looks for the largest one
     that fits before training, up to the whole step (per_device_train_batch_size * gradient_accumulation_steps)."""

@@ -25,6 +25,8 @@ ALIASES = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
+FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+"""Words for a flag on a command line, of an argument that also takes other words."""
 WATCHES_A_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 
@@ -83,8 +85,14 @@ def resolve_enums(args: TrainingArguments) -> None:
     args.hub_strategy = HubStrategy(args.hub_strategy)
     args.lr_scheduler_type = SchedulerType(args.lr_scheduler_type)
     args.optim = OptimizerNames(args.optim)
-    words = args.debug.split() if isinstance(args.debug, str) else args.debug or []
-    args.debug = [DebugOption(word) for word in words]
+    debug: Any = args.debug
+    if debug is True:
+        raise UsageError(f"debug got True; expected {' or '.join(DebugOption)}. Name what to look for.")
+    args.debug = [DebugOption(word) for word in (debug.split() if isinstance(debug, str) else debug or [])]
+    if not args.train_sampling_strategy:
+        args.train_sampling_strategy = "random"
+    if isinstance(args.auto_find_batch_size, str):
+        args.auto_find_batch_size = FLAGS.get(args.auto_find_batch_size.lower(), args.auto_find_batch_size)
     if isinstance(args.include_num_input_tokens_seen, bool):
         args.include_num_input_tokens_seen = "all" if args.include_num_input_tokens_seen else "no"
 
@@ -102,7 +110,7 @@ def resolve_intervals(args: TrainingArguments) -> None:
     if args.eval_strategy != IntervalStrategy.NO:
         args.do_eval = True
     if args.eval_strategy == IntervalStrategy.STEPS and not args.eval_steps:
-        if not args.logging_steps > 0:
+        if args.logging_steps is None or args.logging_steps <= 0:
             raise UsageError(
                 f"eval_strategy='steps' got eval_steps={args.eval_steps} and logging_steps={args.logging_steps}; "
                 "expected one of them above 0: set eval_steps."
@@ -110,7 +118,7 @@ def resolve_intervals(args: TrainingArguments) -> None:
         args.eval_steps = args.logging_steps
     for verb in ("logging", "eval", "save"):
         steps = getattr(args, f"{verb}_steps")
-        if getattr(args, f"{verb}_strategy") != IntervalStrategy.STEPS or isinstance(steps, str) or steps <= 1:
+        if getattr(args, f"{verb}_strategy") != IntervalStrategy.STEPS or steps is None or steps <= 1:
             continue
         if steps != int(steps):
             raise UsageError(

@@ -11,6 +11,7 @@ import torch
 
 from onward.arguments.accelerator_config import AcceleratorConfig
 from onward.arguments.derived import DerivedArguments
+from onward.arguments.kinds import without_numpy
 
 
 class SerialisedArguments(DerivedArguments):
@@ -65,4 +66,4 @@ def _plain(value: Any) -> Any:
     for method in ("to_dict", "to_json"):  # generation and quantization configs; accelerate's ParallelismConfig
         if hasattr(value, method) and not isinstance(value, type):
             return getattr(value, method)()
-    return value
+    return without_numpy(value)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from onward.arguments import checks, devices
 from onward.arguments.documented import documented
-from onward.arguments.kinds import check_types
+from onward.arguments.kinds import check_types, leave_numpy
 from onward.arguments.resolve import resolve
 from onward.arguments.serialised import SerialisedArguments
 from onward.arguments.setters import ArgumentSetters
@@ -81,6 +81,7 @@ class TrainingArguments(ArgumentSetters, SerialisedArguments):
 
     def __post_init__(self) -> None:
         """Check and resolve all arguments; running it again changes nothing."""
+        leave_numpy(self)
         check_types(self)
         checks.check_numbers(self)
         resolve(self)

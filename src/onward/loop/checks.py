@@ -67,8 +67,10 @@ def _check_folder(folder: str) -> None:
     """Check that a folder is there or can be made.
 
     Raises:
-        UsageError: there is a file at or above it.
+        UsageError: there is a file at or above it, or it has no name.
     """
+    if not folder:
+        raise UsageError("output_dir got ''; expected a folder. '.' is the current one.")
     path = Path(folder).absolute()
     there = next(each for each in (path, *path.parents) if each.exists())
     if not there.is_dir():

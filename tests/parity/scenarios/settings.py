@@ -63,6 +63,14 @@ def fractional_epochs(stage: Any) -> Any:
 
 
 @scenario
+def values_that_switch_off(stage: Any) -> Any:
+    """What configurations write for "not this one"."""
+    changes = {"num_train_epochs": -1, "max_steps": 10, "save_steps": None, "data_seed": -1, "logging_steps": -1}
+    parts = {"eval_dataset": tokens(8, seed=1)}
+    return stage.train(llama(), tokens(26), parts, eval_strategy="steps", eval_steps=-1, max_grad_norm=0.0, **changes)
+
+
+@scenario
 def max_steps(stage: Any) -> Any:
     """Ends within the second epoch."""
     return stage.train(llama(), tokens(26), per_device_train_batch_size=4, max_steps=10, warmup_steps=3)
