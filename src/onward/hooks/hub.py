@@ -194,4 +194,4 @@ class HubHooks(TrainerBase):
         said["tasks"] = said["tasks"] or (card.task_of(base) if own else None)
         library = "peft" if base is not model else "transformers" if own else "pytorch"
         arguments, logs = card.told_arguments(self.args), self.state.log_history
-        return card.Card(**said, library=library, arguments=arguments, log_history=list(logs))
+        return card.Card(**said, library=library, badges=card.badges(), arguments=arguments, log_history=list(logs))
