@@ -279,6 +279,51 @@ class Pushes(TrainerCallback):
         self.count += 1
 
 
+class GoBack(TrainerCallback):
+    """Saves step 5, and once all is pushed goes back behind step 3; the second time neither."""
+
+    trainer: Trainer
+    done = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save |= state.global_step == 5 and not self.done
+        control.should_log |= state.global_step == 6
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 6 and not self.done:
+            self.done = True
+            assert self.trainer.push_in_progress.wait_until_done(60)
+            control.roll_back_before = 3
+
+
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+def test_what_a_rollback_deletes_goes_from_the_hub_too(hub: HubServer, tmp_path: Path, strategy: str) -> None:
+    goes_back = GoBack()
+    trainer = pushing(tmp_path / "out", strategy, hub_always_push=True, callbacks=[goes_back], async_save=False)
+    goes_back.trainer = trainer
+    trainer.train()
+    assert trainer.meters.rollbacks == 1
+    messages = hub.storage.messages("user/model")
+    went_back = messages.index("Training in progress, step 5") + 1
+    assert messages[went_back:] == [
+        *(["Delete checkpoint-5: the run went back to checkpoint-2"] if strategy == "all_checkpoints" else []),
+        *(["Delete checkpoint-4: the run went back to checkpoint-2"] if strategy == "all_checkpoints" else []),
+        "Training in progress, step 2",
+        "Training in progress, step 4",
+        "Training in progress, step 6",
+    ]
+    files = hub.storage.files("user/model")
+    local = {path.name: content(path) for path in (tmp_path / "out").glob("checkpoint-*")}
+    assert local.keys() == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
+    if strategy == "all_checkpoints":
+        assert {path.split("/")[0] for path in files if path.startswith("checkpoint-")} == local.keys()
+        for name, wanted in local.items():
+            assert below(files, name) == wanted
+    else:
+        assert below(files, "last-checkpoint") == local["checkpoint-6"]
+    assert files["model.safetensors"] == local["checkpoint-6"]["model.safetensors"]
+
+
 def test_push_to_hub_sends_model_and_card(hub: HubServer, tmp_path: Path) -> None:
     events = Pushes()
     trainer = make(tmp_path / "out", callbacks=[events])

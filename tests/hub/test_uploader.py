@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from onward.hub.contents import Upload, checkpoint_upload
+from onward.hub.contents import Upload, checkpoint_upload, removal
 from onward.hub.place import HubPlace
 from onward.hub.uploader import Uploader
 from tests.hub.folders import HASTY, below, checkpoint, content
@@ -276,6 +276,35 @@ def test_a_card_that_the_hub_refuses_does_not_hold_back_the_weights(
     assert "base_model" in caplog.text
 
 
+def do_what_is_told(report: str, begin: str) -> None:
+    """Run the command that a report names behind `begin`."""
+    command = shlex.split(report.split(begin)[1].splitlines()[0])
+    program = Path(sys.executable).parent / command[0]
+    done = subprocess.run([str(program), *command[1:]], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_checkpoint_is_removed_where_it_is_there_and_by_hand_where_that_failed(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pushes = uploader(keep_all=True)
+    for step in (5, 50, 10):
+        pushes.submit(upload(tmp_path, step, "all_checkpoints"))
+    for step in (10, 10):
+        pushes.submit(removal(str(tmp_path / f"checkpoint-{step}"), str(tmp_path), "why"), must=True)
+    assert pushes.finish(120) is None
+    assert hub.storage.messages("user/model")[3:] == ["Training in progress, step 10", "Delete checkpoint-10: why"]
+    hub.fail("POST .*/commit/", "status", status=403)
+    pushes.submit(removal(str(tmp_path / "checkpoint-5"), str(tmp_path), "why"), must=True)
+    assert pushes.finish(120) is not None
+    assert below(hub.storage.files("user/model"), "checkpoint-5")
+    hub.faults.clear()
+    do_what_is_told(caplog.text, "to push the removal of checkpoint-5 now: ")
+    files = hub.storage.files("user/model")
+    assert below(files, "checkpoint-5") == {}
+    assert below(files, "checkpoint-50") == content(tmp_path / "checkpoint-50")
+
+
 @pytest.mark.parametrize("strategy", ["checkpoint", "every_save"])
 def test_the_command_of_the_report_does_what_the_push_would_have_done(
     hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, strategy: str
@@ -285,10 +314,7 @@ def test_the_command_of_the_report_does_what_the_push_would_have_done(
     pushes.submit(upload(tmp_path, 5, strategy))
     assert pushes.finish(120) is not None
     hub.faults.clear()
-    command = shlex.split(caplog.text.split("to push checkpoint-5 now: ")[1].splitlines()[0])
-    program = Path(sys.executable).parent / command[0]
-    done = subprocess.run([str(program), *command[1:]], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    do_what_is_told(caplog.text, "to push checkpoint-5 now: ")
     files = {path: data for path, data in hub.storage.files("user/model").items() if path != ".gitattributes"}
     whole = content(tmp_path / "checkpoint-5")
     if strategy == "checkpoint":

@@ -110,10 +110,20 @@ class HubHooks(TrainerBase):
         else:
             self._uploader().submit(upload)
 
-    def _withdraw_push(self, checkpoint_folder: str, reason: str) -> None:
-        """Give up the pushes of a checkpoint that is about to be deleted; returns once nobody reads it."""
-        if isinstance(self.push_in_progress, Uploader):
-            self.push_in_progress.withdraw(checkpoint_folder, reason)
+    def _withdraw_push(self, checkpoint_folder: str, reason: str, may_be_there: bool) -> bool:
+        """Give up the pushes of a checkpoint that is about to be deleted; returns once nobody reads it.
+
+        Under its own name it is deleted on the Hub, too. `may_be_there` says that another process may have pushed it.
+        Returns whether something of it may be on the Hub.
+        """
+        if not self.is_world_process_zero():
+            return False
+        uploader = self.push_in_progress
+        may_be_there |= isinstance(uploader, Uploader) and uploader.withdraw(checkpoint_folder, reason)
+        if may_be_there and str(getattr(self.args.hub_strategy, "value", self.args.hub_strategy)) == "all_checkpoints":
+            gone = contents.removal(checkpoint_folder, str(self.args.output_dir), reason)
+            self._uploader().submit(gone, must=True)
+        return may_be_there
 
     def _finish_current_push(self) -> None:
         """Wait for the pushes under way, ``args.push_wait_seconds`` at most, and say what became of each."""

@@ -22,6 +22,8 @@ STATE_FILES = [
 # The checkpoints of a search lie deeper, in folders that the user may name.
 NOT_THE_MODEL = ["_*", "checkpoint-*", "*/checkpoint[-_]*", "last-checkpoint", "run-*", ".*", "tmp-*", "*.tmp"]
 CARD = "README.md"
+REMOVAL = "the removal of "
+"""How the names of uploads begin that only delete."""
 # Files that the run still writes to: they are read at once instead of being streamed.
 LOGS = [CARD, "*.json", "*.jsonl", "*.log", "*.txt", "runs/*"]
 # A log larger than this is not pushed along with a checkpoint: it would have to be held in memory.
@@ -89,6 +91,12 @@ def checkpoint_upload(checkpoint: str, output_dir: str, strategy: str, message: 
     target = "last-checkpoint" if strategy == "checkpoint" else folder.name
     files += [FileEntry(str(path), f"{target}/{name}", size) for name, path, size in found]
     return Upload(folder.name, message, str(folder), target, files, clear=target)
+
+
+def removal(checkpoint: str, output_dir: str, reason: str) -> Upload:
+    """Say that the folder of a checkpoint goes from the repository, where it is there."""
+    name = Path(checkpoint).name
+    return Upload(f"{REMOVAL}{name}", f"Delete {name}: {reason}", output_dir, name, [], clear=name)
 
 
 def logs_beside(taken: set[str], output_dir: Path) -> list[FileEntry]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from onward.hub.contents import NOT_THE_MODEL, STATE_FILES
+from onward.hub.contents import NOT_THE_MODEL, REMOVAL, STATE_FILES
 from onward.hub.place import HubPlace, Outcome
 
 
@@ -29,6 +29,9 @@ def report(outcomes: list[Outcome], place: HubPlace) -> tuple[str, bool]:
 
 def how_to_push(outcome: Outcome, place: HubPlace) -> str:
     """The shell command that does by hand what the push would have done."""
+    if outcome.name.startswith(REMOVAL):
+        branch = [] if place.revision is None else ["--revision", place.revision]
+        return shlex.join(["hf", "repos", "delete-files", place.repo, f"{outcome.target}/*", *branch])
     if not Path(outcome.source).is_dir():
         return f"nothing to do it with, {outcome.source} is gone; call trainer.push_to_hub()"
     words = ["hf", "upload", place.repo, outcome.source, outcome.target or "."]

@@ -147,21 +147,27 @@ class Uploader:
             self._changed.notify_all()
         self.wait_until_done(10)
 
-    def withdraw(self, source: str | os.PathLike[str], reason: str) -> None:
-        """Give up the pushes of a folder that is about to be deleted; returns once nobody reads it."""
+    def withdraw(self, source: str | os.PathLike[str], reason: str) -> bool:
+        """Give up the pushes of a folder that is about to be deleted; returns once nobody reads it.
+
+        Returns:
+            Whether something of it may have arrived.
+        """
         folder = os.path.realpath(source)
         with self._changed:
             gone = [job for job in self._waiting if os.path.realpath(job.upload.source) == folder]
             self._waiting = [job for job in self._waiting if job not in gone]
             for job in gone:
                 self._settle(job, "replaced", reason)
+            arrived = any(each.status == "pushed" and os.path.realpath(each.source) == folder for each in self.outcomes)
             running = self._running
             if running is None or os.path.realpath(running.upload.source) != folder:
-                return
+                return arrived
             running.withdrawn = reason
             self._end_try()
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._running is not running, timeout=10)
+            return True  # the Hub may have made the commit without having said so
 
     def _end_try(self) -> None:
         """End the push that is running, or that is about to be tried."""

@@ -56,16 +56,21 @@ def roll_back(host: TrainerBase, trial: Any) -> None:
 def _abandon_later(host: TrainerBase, found: str) -> None:
     """Delete what this run saved behind the checkpoint it goes back to: a resume must not take it for the newest.
 
-    A push of it that is under way is given up, or it would read files that go, or those of a later save of that name.
+    A push of it that is under way is given up, or it would read files that go, or those of a later save of that name;
+    where one has arrived, the Hub goes back as well.
     """
     desk = host._desk()  # type: ignore[attr-defined]
     checkpoint, folder = Path(found), Path(host._get_output_dir(host._trial))
     step = store.recorded_step(checkpoint) or 0
+    arrived = False
     if host.args.should_save and folder.is_dir():
         for each in reversed(store.list_checkpoints(folder)):
             if each.run == desk.run and each.step > step:
                 if host.args.push_to_hub:
-                    host._withdraw_push(str(each.path), f"the run went back to {checkpoint.name}")
+                    why, resumed = f"the run went back to {checkpoint.name}", desk.origin is not None
+                    arrived |= host._withdraw_push(str(each.path), why, resumed)
                 staging.remove_checkpoint(each.path)
+    if arrived:
+        host._push_from_checkpoint(found)
     desk.newest = checkpoint
     ranks.everyone(None)  # nobody goes on before it is done
