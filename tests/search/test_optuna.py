@@ -248,8 +248,31 @@ def test_model_init_reads_the_trial(tmp_path: Path) -> None:
     assert seen == [each.params["model.dropout"] for each in study.trials]
 
 
+def test_a_name_that_only_model_init_reads_is_left_to_it_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = []
+
+    def init(trial: Any) -> Any:
+        seen.append(None if trial is None else trial.params["width"])
+        return model_init()
+
+    def with_width(trial: Any) -> dict[str, Any]:
+        return {"weight_decay": 0.1, "width": trial.suggest_int("width", 1, 8)}
+
+    trainer = make_trainer(tmp_path, model_init=init)
+    best = trainer.hyperparameter_search(with_width, n_trials=2)
+    assert [each for each in seen if each is not None] == [each.params["width"] for each in best.run_summary.trials]
+    assert trainer.args.weight_decay == 0.1
+    assert not hasattr(trainer.args, "width")
+    assert "sets 'width', which is no argument of TrainingArguments. It is left to model_init." in caplog.text
+    assert "'weight_decay'" not in caplog.text
+    with pytest.raises(UnknownArgument, match="It is now: warmup_steps"):
+        trainer.hyperparameter_search(lambda trial: {"warmup_ratio": 0.1}, n_trials=1)
+
+
 def test_an_unknown_name_ends_the_search_at_once(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path)
+    trainer = make_trainer(tmp_path, model_init=lambda: model_init())
     with pytest.raises(UnknownArgument, match=r"'learning_rat'.*Did you mean 'learning_rate'"):
         trainer.hyperparameter_search(lambda trial: {"learning_rat": 1e-3}, n_trials=5)
 

@@ -90,6 +90,27 @@ def test_a_search(tmp_path: Path) -> None:
     assert later.evaluate()["eval_loss"] == best.objective
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_environment_says_what_of_a_trial_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`RAY_SCOPE`, as with transformers: here the lowest loss of all evaluations instead of the last one."""
+    monkeypatch.setenv("RAY_SCOPE", "all")
+    trainer = make_trainer(tmp_path)
+    best = trainer.hyperparameter_search(
+        lambda _: {"learning_rate": 0.001},
+        compute_objective=lambda metrics: -metrics["eval_loss"],  # grows worse
+        n_trials=1,
+        backend="ray",
+        verbose=0,
+    )
+    (row,) = rows(tmp_path, "trials.jsonl")[1:]
+    reported = row["intermediate"]
+    assert row["values"] == [min(reported.values())] == [reported["2"]]
+    assert best.objective == reported["8"]
+    monkeypatch.setenv("RAY_SCOPE", "best")
+    with pytest.raises(UsageError, match="RAY_SCOPE got 'best'; expected one of last, all, avg"):
+        trainer.hyperparameter_search(lambda _: {"learning_rate": 0.001}, n_trials=1, backend="ray")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_asha_stops_what_is_worse(tmp_path: Path) -> None:
@@ -162,7 +183,9 @@ def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path) -> None
     with pytest.raises(UsageError, match="Did you mean 'scheduler'"):
         trainer.hyperparameter_search(space, backend="ray", schedulr=None)
     with pytest.raises(UnknownArgument, match="Did you mean 'learning_rate'"):
-        trainer.hyperparameter_search(lambda _: {"learning_rat": 0.1}, backend="ray")
+        make_trainer(tmp_path, model_init=lambda: model_init()).hyperparameter_search(
+            lambda _: {"learning_rat": 0.1}, backend="ray"
+        )
     lock = threading.Lock()
     with pytest.raises(UsageError, match="Ray sends model_init to its workers, and it cannot be pickled"):
         make_trainer(tmp_path, model_init=lambda: lock and model_init()).hyperparameter_search(space, backend="ray")

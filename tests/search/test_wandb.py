@@ -11,7 +11,7 @@ from onward.errors import TrainingFailed, UsageError
 from onward.search import HPSearchBackend, wandb_sweep
 from onward.search.request import Request
 from onward.search.spaces import default_objective
-from tests.search.trainers import make_trainer
+from tests.search.trainers import make_trainer, model_init
 
 wandb = pytest.importorskip("wandb")
 
@@ -30,7 +30,7 @@ def trials(trainer: Any, **options: Any) -> wandb_sweep.Trials:
 def test_trials_in_offline_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    trainer = make_trainer(tmp_path)
+    trainer = make_trainer(tmp_path, model_init=lambda: model_init())
     search = trials(trainer)
     for config in ({"learning_rate": 0.001}, {"learning_rate": 0.03}, {"learning_rat": 1.0}):
         with wandb.init(project="onward", dir=str(tmp_path), config=config):  # what the agent does

@@ -2,12 +2,15 @@
 
 A name is that of an argument (``learning_rate``), or of an entry of one that holds a dictionary
 (``lr_scheduler_kwargs.num_cycles``). Names under ``model`` (``model.dropout``, or a dictionary named ``model``) are for
-``model_init(trial)`` and no argument.
+``model_init(trial)`` and no argument; so is any other name that no argument has, with a warning, where there is a
+``model_init`` that takes the trial.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import logging
 import math
 import types
 import typing
@@ -19,6 +22,8 @@ from onward.arguments import TrainingArguments
 from onward.arguments.resolve import ALIASES
 from onward.arguments.training_arguments import FORMER_NAMES
 from onward.errors import UnknownArgument, UsageError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 FOR_MODEL = "model"
 FIXED = ("output_dir",)
@@ -46,14 +51,20 @@ class Overrides:
             delattr(args, name) if before is _MISSING else setattr(args, name, before)
 
 
-def split(hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(args: Any, hyperparameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Part what is for the arguments from what is for ``model_init``."""
-    model = {k: v for k, v in hyperparameters.items() if k == FOR_MODEL or k.startswith(f"{FOR_MODEL}.")}
-    return {k: v for k, v in hyperparameters.items() if k not in model}, model
+    known = {each.name for each in dataclasses.fields(args)}
+    own = {k: v for k, v in hyperparameters.items() if k.partition(".")[0] in known}
+    return own, {k: v for k, v in hyperparameters.items() if k not in own}
 
 
-def check_names(args: Any, names: Iterable[str]) -> None:
-    """Raise for a name that no trial can set, before the first one starts.
+def takes_trial(model_init: Any) -> bool:
+    """Whether there is a ``model_init`` that is handed the trial."""
+    return model_init is not None and bool(inspect.signature(model_init).parameters)
+
+
+def check_names(args: Any, names: Iterable[str], model_init: Any = None) -> None:
+    """Raise for a name that no trial can set, before the first one starts; warn where only `model_init` can read it.
 
     Raises:
         UnknownArgument: a name is no argument.
@@ -66,10 +77,11 @@ def check_names(args: Any, names: Iterable[str]) -> None:
             continue
         if field not in known:
             hint = f" It is now: {FORMER_NAMES[field]}." if field in FORMER_NAMES else did_you_mean(field, known)
-            raise UnknownArgument(
-                f"A trial sets {name!r}, which is no argument of {type(args).__name__}.{hint} "
-                f"Name what is for model_init(trial) '{FOR_MODEL}.{name}'."
-            )
+            what = f"A trial sets {name!r}, which is no argument of {type(args).__name__}.{hint} "
+            remedy = f"Name what is for model_init(trial) '{FOR_MODEL}.{name}'."
+            if field in FORMER_NAMES or not takes_trial(model_init):
+                raise UnknownArgument(what + remedy)
+            logger.warning("%sIt is left to model_init. %s", what, remedy)
         if field in FIXED:
             raise UsageError(f"A trial sets {field!r}; expected it to stay, since the search keeps its trials there.")
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SCOPES = ("last", "all", "avg", "last-5-avg", "last-10-avg")
+"""What of a trial counts, by the environment variable ``RAY_SCOPE``: its last objective, its best, or a mean."""
 OURS = ("run_or_experiment", "config", "num_samples")
 """Parameters of `tune.run` that follow from the search."""
 
@@ -47,13 +49,15 @@ def run(host: SearchHooks, request: Request) -> BestRun:
     """
     if request.is_multi_objective:
         raise UsageError("Ray Tune optimises one objective; pass one direction, or search with backend='optuna'.")
+    if _scope() not in SCOPES:
+        raise UsageError(f"RAY_SCOPE got {_scope()!r}; expected one of {', '.join(SCOPES)}.")
     if host.args.world_size > 1:
         raise UsageError("Ray starts its own processes: call the search from one process, or use backend='optuna'.")
     from ray import tune
 
     assert host.hp_space is not None
     space = host.hp_space(None)
-    check_names(host.args, space)
+    check_names(host.args, space, host.model_init)
     output_dir = os.path.abspath(str(host.args.output_dir))
     options = _options(host, request, output_dir)
     recipe = recipe_of(host)
@@ -120,7 +124,7 @@ def _finish(host: SearchHooks, request: Request, analysis: Any) -> BestRun:
     header = log.SearchLog(Path(analysis.experiment_path).name, "ray", request.directions, {})
     log.begin(output_dir, header, request.n_trials)
     for trial in analysis.trials:
-        header.rows[trial.trial_id] = row = _row(host, analysis, trial)
+        header.rows[trial.trial_id] = row = _row(host, analysis, trial, request.directions[0] == "minimize")
         log.append(output_dir, header.study, row)
     winners = [row.trial for row in header.best()]
     names = [row.name for row in header.rows.values()]
@@ -135,7 +139,17 @@ def _finish(host: SearchHooks, request: Request, analysis: Any) -> BestRun:
     return BestRun(best.trial_id, best.last_result["objective"], best.config, analysis)
 
 
-def _row(host: SearchHooks, analysis: Any, trial: Any) -> log.TrialRow:
+def _scope() -> str:
+    return os.environ.get("RAY_SCOPE", "last")
+
+
+def _value(trial: Any, last: float, mode: str) -> float:
+    """What the trial is judged by."""
+    scope = _scope()
+    return float(last if scope == "last" else trial.metric_analysis["objective"][mode if scope == "all" else scope])
+
+
+def _row(host: SearchHooks, analysis: Any, trial: Any, minimises: bool) -> log.TrialRow:
     error = trial.get_error()
     objective = (trial.last_result or {}).get("objective")
     ended_well = trial.status == "TERMINATED" and objective is not None and math.isfinite(objective)
@@ -147,7 +161,7 @@ def _row(host: SearchHooks, analysis: Any, trial: Any) -> log.TrialRow:
         trial=trial.trial_id,
         name=f"run-{trial.trial_id}" if host.hp_name is None else host.hp_name(trial.config),
         state="complete" if ended_well else "failed",
-        values=None if objective is None else [float(objective)],
+        values=None if objective is None else [_value(trial, objective, "min" if minimises else "max")],
         params=config,
         hyperparameters=config,
         intermediate={str(int(step)): float(value) for step, value in steps.items() if math.isfinite(step)},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import math
 import os
@@ -16,7 +15,7 @@ from onward.callbacks import CallbackHandler
 from onward.errors import UsageError
 from onward.loss import LabelSmoother
 from onward.meters import Meters
-from onward.search.applying import apply, split
+from onward.search.applying import apply, check_names, split, takes_trial
 from onward.state import TrainerControl, TrainerState, exportable
 
 if TYPE_CHECKING:
@@ -72,8 +71,9 @@ def apply_trial(host: SearchHooks, trial: Any) -> dict[str, Any]:
         host._overrides.take_back(host.args)
         host._overrides = None
     hyperparameters = hyperparameters_of(host, trial)
-    own, for_model = split(hyperparameters)
-    if for_model and (host.model_init is None or not inspect.signature(host.model_init).parameters):
+    check_names(host.args, hyperparameters, host.model_init)
+    own, for_model = split(host.args, hyperparameters)
+    if for_model and not takes_trial(host.model_init):
         raise UsageError(
             f"A trial sets {', '.join(for_model)} for the model, but there is no model_init(trial) to take it. "
             "Give model_init one parameter, the trial, and read it there."

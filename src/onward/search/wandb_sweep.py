@@ -57,7 +57,7 @@ def sweep_configuration(host: SearchHooks, request: Request) -> dict[str, Any]:
     """What ``hp_space`` returns, with the metric and direction of the search."""
     assert host.hp_space is not None
     space = dict(host.hp_space(None))
-    check_names(host.args, space.get("parameters", {}))
+    check_names(host.args, space.get("parameters", {}), host.model_init)
     metric = {**space.get("metric", {}), "goal": request.directions[0]}
     metric["name"] = request.options.get("metric", metric.get("name", "objective"))
     named = {"name": request.options["name"]} if "name" in request.options else {}
