@@ -83,6 +83,12 @@ def test_what_a_run_pushes(hub: HubServer, tmp_path: Path, strategy: str) -> Non
     assert below(files, "checkpoint-6") == (last if strategy == "all_checkpoints" else {})
 
 
+@pytest.mark.parametrize("private", [None, True, False])
+def test_a_new_repository_is_as_private_as_asked(hub: HubServer, tmp_path: Path, private: bool | None) -> None:
+    pushing(tmp_path, "end", hub_private_repo=private, save_strategy="no").train()
+    assert hub.storage.repos["user/model"].private is bool(private)
+
+
 def test_the_token_is_written_nowhere(hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """``training_args.bin`` is a pickle of the arguments, and it is pushed."""
     hub.tokens["hf_secret"] = hub.tokens[GOOD]

@@ -34,6 +34,11 @@ def test_another_seed_is_told_apart(pair: Pair) -> None:
     assert {"log_history", "train_output", "weights"} <= parts
 
 
+@pytest.mark.scenarios("two_ranks_accumulated", "two_ranks_each_by_its_own_count")
+def test_what_ranks_divide_by_is_told_apart(pair: Pair) -> None:
+    assert differences(pair.record(0, "two_ranks_accumulated"), pair.record(1, "two_ranks_each_by_its_own_count"))
+
+
 @pytest.mark.scenarios("defaults")
 def test_a_record_is_complete(pair: Pair) -> None:
     for record in pair.records("defaults"):

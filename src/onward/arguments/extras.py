@@ -31,7 +31,7 @@ class OnwardArguments:
     preemption_signals: str = "SIGTERM,SIGUSR1"
     """Signals after which the run saves at the next step and leaves, separated by commas; empty for none."""
     preemption_exit_code: int = 143
-    """Exit code after such a signal, 0 to 255; 0 returns from ``train`` as if it had ended."""
+    """Exit code of a process that left that way, 0 to 255."""
     max_train_seconds: float | None = None
     """Wall-clock seconds after which the run saves and stops; None for no limit."""
     allow_resume_mismatch: bool = False

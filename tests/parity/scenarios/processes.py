@@ -24,6 +24,14 @@ def two_ranks_accumulated(stage: Any) -> Any:
 
 
 @ranks(2)
+def two_ranks_each_by_its_own_count(stage: Any) -> Any:
+    """The same, but each rank divides by the items of its own."""
+    parts = {"data_collator": pad}
+    changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
+    return stage.train(llama(), ragged(32), parts, average_tokens_across_devices=False, **changes)
+
+
+@ranks(2)
 def two_ranks_plain_module(stage: Any) -> Any:
     """Gradients averaged over ranks."""
     changes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "save_strategy": "epoch"}
