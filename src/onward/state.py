@@ -67,8 +67,8 @@ def check_exported(thing: Any) -> None:
     Raises:
         UnreadableState: it cannot.
     """
-    for part, values in thing.state().items():
-        for name, value in values.items():
+    for part, values in _entries("state", thing.state()):
+        for name, value in _entries(part, values):
             try:
                 json.dumps(value, sort_keys=True, default=plain_value)
             except (TypeError, ValueError) as error:
@@ -77,6 +77,10 @@ def check_exported(thing: Any) -> None:
                     f"cannot be written as JSON ({error}); expected numbers, strings, and lists and dictionaries of "
                     "them. Return those from state(), and make of them what you need in from_state()."
                 ) from error
+
+
+def _entries(name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    return value.items() if isinstance(value, dict) else [(name, value)]
 
 
 class _Requests:

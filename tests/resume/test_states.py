@@ -215,6 +215,23 @@ def test_what_comes_up_later_never_passes_as_a_whole_checkpoint(beside: bool, tm
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
 
 
+def test_who_writes_the_model_in_another_way_is_not_asked(tmp_path: Path) -> None:
+    class Saves(Trainer):
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            super()._save(output_dir, {"weight": torch.ones(1)})
+
+    args = TrainingArguments(output_dir=str(tmp_path), report_to=[], disable_tqdm=True, use_cpu=True, max_steps=2)
+    assert Saves(with_own_extra(), args, train_dataset=RegressionData()).train().global_step == 2
+
+
+def test_a_callback_may_shape_its_state_as_it_likes(tmp_path: Path) -> None:
+    class Shapeless(TrainerCallback, ExportableState):
+        def state(self) -> Any:
+            return {"args": {}, "attributes": {}, "more": [1, np.float32(2)]}
+
+    assert make(tmp_path, torch.optim.SGD, callbacks=[Shapeless()]).train().global_step == 8
+
+
 def test_an_allowed_class_is_saved_and_resumed(tmp_path: Path) -> None:
     with torch.serialization.safe_globals([Own]):
         assert make(tmp_path, OwnOptimizer).train().global_step == 8

@@ -243,7 +243,10 @@ def check_states(host: TrainerBase) -> None:
     if host.is_fsdp_enabled or host.is_deepspeed_enabled:
         return  # each has a way of its own to keep them
     model = host._unwrapped(host.model)
-    if not is_pretrained(model) and not is_peft(model):
+    written_here = (
+        _is_ours(host.save_model) and _is_ours(host._save) and not is_pretrained(model) and not is_peft(model)
+    )
+    if written_here:
         pickled.check(dict(model.state_dict()), f"the state of {type(model).__name__}")
     if not args.save_only_model and _is_ours(host._save_optimizer_and_scheduler):
         pickled.check(host.optimizer.state_dict(), "the state of the optimizer")
