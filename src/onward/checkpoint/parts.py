@@ -61,7 +61,9 @@ def read_torch(path: Path, map_location: Any = "cpu") -> Any:
 
 
 def _broken(path: Path, error: Exception) -> BrokenCheckpoint:
-    return BrokenCheckpoint(f"{path.parent}: {path.name} cannot be loaded ({type(error).__name__}: {error})")
+    # torch wraps its reason into advice to read the file in the unsafe way.
+    reason = str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0] or str(error)
+    return BrokenCheckpoint(f"{path.parent}: {path.name} cannot be loaded ({type(error).__name__}: {reason})")
 
 
 def training_args(args: Any) -> bytes:
