@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.resume.scenarios import Augmented, Stream
+from tests.resume.data import Augmented, Stream
 from tests.tiny import RegressionStream, TinyRegression
 from torch.utils.data import DataLoader
 

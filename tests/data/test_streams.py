@@ -112,6 +112,85 @@ def test_a_stream_without_a_state_is_replayed(caplog: pytest.LogCaptureFixture) 
     assert "dropped 90 samples in 0.0 s" in caplog.text
 
 
+class AsksForPlace(Stateful):
+    """Has a state that a loader of its own library has to ask for."""
+
+    def state_dict(self, num_samples: int) -> dict[str, Any]:  # type: ignore[override]
+        return {"at": num_samples}
+
+
+def test_a_state_that_has_to_be_asked_for_with_arguments_is_left_alone() -> None:
+    assert not is_stateful(AsksForPlace(9))
+    assert len(epoch(AsksForPlace(9), 0)) == 3
+
+
+class Sized(Numbers):
+    """Knows its length."""
+
+    def __len__(self) -> int:
+        return self.size
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_stream_with_a_length_has_as_many_batches_as_it_gives(world: int, drop_last: bool) -> None:
+    for size in (1, 5, 12, 13, 23):
+        for rank in range(world):
+            share = Share(11, rank, world)
+            loader = build_loader(Sized(size), torch.tensor, None, share, batch_size=2, drop_last=drop_last)
+            assert len(loader) == len(list(Feed(loader, share, same).epoch(0))), (size, rank)
+    with pytest.raises(TypeError):
+        len(loader_of(Numbers(9), 0))
+
+
+def test_shards_of_a_stream_with_a_length_are_not_taken_for_processes() -> None:
+    class Sharded(Sized):
+        num_shards = 4
+
+        def shard(self, num_shards: int, index: int) -> Sized:
+            return Sized(self.size // num_shards + (index == 0))
+
+    loaders = [build_loader(Sharded(9), torch.tensor, None, Share(11, rank, 2), batch_size=2) for rank in range(2)]
+    assert [len(loader) for loader in loaders] == [3, 3]
+
+
+class Ongoing(Stateful):
+    """A pass goes on where the last one ended."""
+
+    def __iter__(self) -> Iterator[float]:
+        while self.at < self.size:
+            self.at += 1
+            yield float(self.at)
+
+
+@pytest.mark.parametrize("kind", [Stateful, Ongoing])
+def test_a_pass_behind_a_checkpoint_begins_where_it_would_have(kind: type) -> None:
+    feed = Feed(loader_of(kind(20), 0), SHARE, same)
+    first = feed.epoch(0)
+    next(first), next(first)
+    state = feed.state_dict()
+    wanted = next(feed.epoch(1)).tolist()
+    later = Feed(loader_of(kind(20), 0), SHARE, same)
+    later.load_state_dict(state)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    batches = later.epoch(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert next(batches).tolist() == wanted
+
+
+def test_a_feed_that_has_not_begun_yet_stands_where_it_was_put() -> None:
+    feed = Feed(loader_of(Stateful(20), 0), SHARE, same)
+    first = feed.epoch(0)
+    next(first), next(first)
+    state = feed.state_dict()
+    later = Feed(loader_of(Stateful(20), 0), SHARE, same)
+    later.load_state_dict(state)
+    assert later.state_dict() == state
+    next(later.epoch(0, skip=2))
+    assert later.state_dict()["stream"] != state["stream"]
+
+
 def test_passes_differ_and_the_next_one_starts_anew() -> None:
     feed = Feed(loader_of(Stateful(9), 0), SHARE, same)
     first, second = ([b.tolist() for b in feed.epoch(n)] for n in (0, 1))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from tests.loop.test_feeding import Remembers
-from tests.resume.scenarios import GeneratorLoader, lengths, stack_without_ids
+from tests.resume.data import lengths, stack_without_ids
+from tests.resume.scenarios import GeneratorLoader
 from tests.tiny import RegressionData, TinyRegression
 
 from onward import TrainingArguments

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.resume.scenarios import Augmented, Stream
+from tests.resume.data import Augmented, Stream
 from tests.tiny import TinyRegression
 from torch import Tensor, nn
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from onward import Trainer, TrainerCallback, TrainingArguments, get_last_checkpoint
-from tests.resume.scenarios import Augmented
+from tests.resume.data import Augmented
 from tests.tiny import RegressionData, TinyRegression
 
 

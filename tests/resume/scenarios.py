@@ -10,104 +10,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Sampler
 
 from onward import EarlyStoppingCallback, ExportableState, Trainer, TrainerCallback, TrainingArguments
+from tests.resume.data import (
+    SIZE,
+    Augmented,
+    Deep,
+    OngoingStream,
+    SizedStatefulStream,
+    SizedStream,
+    StatefulStream,
+    Stream,
+    draws_from_global,
+    hf_stream,
+    lengths,
+    noisy,
+    stack_without_ids,
+)
 from tests.tiny import RegressionData, TinyRegression
-
-SIZE = 22  # with batches of 4 the last one is short
-
-
-class Augmented(Dataset[dict[str, Tensor]]):
-    """Adds noise drawn from one of the global generators, or from two of its own."""
-
-    def __init__(self, source: str, size: int = SIZE) -> None:
-        self.data, self.source = RegressionData(size), source
-        if source == "its own":
-            self.own, self.other = np.random.default_rng(4), random.Random(4)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        sample = self.data[index]
-        return {**sample, "x": sample["x"] + self.noise()}
-
-    def noise(self) -> Tensor:
-        """Four numbers."""
-        if self.source == "its own":
-            return torch.tensor([*self.own.standard_normal(3), self.other.random()], dtype=torch.float32)
-        if self.source == "torch":
-            return torch.randn(4)
-        if self.source == "numpy":
-            return torch.tensor(np.random.randn(4), dtype=torch.float32)
-        return torch.tensor([random.gauss(0, 1) for _ in range(4)])
-
-
-SHARED = np.random.default_rng(6)
-
-
-def draws_from_global(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Collates with noise from a generator of the script."""
-    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-    return {**batch, "x": batch["x"] + torch.tensor(SHARED.standard_normal(4), dtype=torch.float32)}
-
-
-class Deep(Augmented):
-    """Draws from a generator that an attribute of any name keeps, and that is new in each epoch or made when needed."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__("none")
-        self.kind, self.augmentations = kind, {"noise": Augmented("its own")}
-
-    def set_epoch(self, epoch: int) -> None:
-        """A new generator."""
-        if self.kind == "epoch":
-            self.augmentations["noise"].own = np.random.default_rng(epoch)
-
-    def noise(self) -> Tensor:
-        if self.kind == "lazy" and not hasattr(self, "late"):
-            self.late = np.random.default_rng(3)
-        if self.kind == "lazy":
-            return torch.tensor(self.late.standard_normal(4), dtype=torch.float32)
-        return self.augmentations["noise"].noise()
-
-
-class Stream(IterableDataset[dict[str, Tensor]]):
-    """The same as a stream, split over workers."""
-
-    def __init__(self, size: int = SIZE) -> None:
-        self.data = Augmented("torch", size)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        info = get_worker_info()
-        start, step = (0, 1) if info is None else (info.id, info.num_workers)
-        for index in range(start, len(self.data), step):
-            yield self.data[index]
-
-
-class StatefulStream(IterableDataset[dict[str, Tensor]]):
-    """The same with a state, so that nothing is replayed."""
-
-    def __init__(self, size: int = SIZE) -> None:
-        self.data, self.at, self.loaded = Augmented("torch", size), 0, False
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        info = get_worker_info()
-        start, step = (0, 1) if info is None else (info.id, info.num_workers)
-        self.at, self.loaded = self.at if self.loaded else start, False
-        while self.at < len(self.data):
-            index, self.at = self.at, self.at + step
-            yield self.data[index]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where it stands."""
-        return {"at": self.at}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.at, self.loaded = state["at"], True
 
 
 class OwnLoader(Trainer):
@@ -222,27 +143,6 @@ class Scenario:
         )
 
 
-def lengths() -> list[dict[str, Tensor]]:
-    """Samples with a key to group them by."""
-    data = RegressionData(SIZE)
-    return [{**data[i], "input_ids": torch.arange(1 + i * 7 % 11)} for i in range(SIZE)]
-
-
-def stack_without_ids(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Leaves the key to group by out."""
-    return {key: torch.stack([s[key] for s in samples]) for key in ("x", "labels")}
-
-
-def hf_stream(shuffle: bool) -> Any:
-    """A stream of the datasets library, whose shuffle buffer cannot be saved."""
-    import datasets
-
-    data = RegressionData(SIZE)
-    rows = {"x": data.x.tolist(), "labels": data.labels.tolist()}
-    stream = datasets.Dataset.from_dict(rows).to_iterable_dataset(num_shards=2).with_format("torch")
-    return stream.shuffle(seed=3, buffer_size=6) if shuffle else stream
-
-
 def with_evaluation() -> dict[str, Any]:
     """An evaluation set."""
     return {"eval_dataset": RegressionData(8, seed=1)}
@@ -255,6 +155,8 @@ def with_patience() -> dict[str, Any]:
 
 EVALUATING = {"eval_strategy": "steps", "eval_steps": 2}
 STREAMING = {"max_steps": 9}
+BY_EPOCH = {"num_train_epochs": 3, "save_strategy": "epoch"}
+UNEVEN = {"gradient_accumulation_steps": 4, "num_train_epochs": 3}  # steps of 4 and of 2 micro-batches
 
 SCENARIOS: dict[str, Scenario] = {
     "draws from torch": Scenario(data=lambda: Augmented("torch")),
@@ -323,6 +225,31 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "a stream of datasets": Scenario(STREAMING, data=lambda: hf_stream(False)),
     "a shuffled stream of datasets": Scenario(STREAMING, data=lambda: hf_stream(True), dropout=0.2),
+    "a stream with a length": Scenario({"num_train_epochs": 3}, data=SizedStream, dropout=0.2),
+    "a stream with a length, saved by epoch": Scenario(
+        BY_EPOCH | {"gradient_accumulation_steps": 2}, data=SizedStream, dropout=0.2
+    ),
+    "a stream with a length in uneven steps": Scenario(UNEVEN, data=SizedStream, dropout=0.2),
+    "a stream with a length and workers": Scenario(UNEVEN | {"dataloader_num_workers": 2}, data=SizedStream),
+    "a stream with a length and a collator that draws": Scenario(
+        BY_EPOCH | {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+        data=SizedStream,
+        extra=lambda: {"data_collator": noisy},
+    ),
+    "a stream with a length and a state": Scenario(UNEVEN, data=SizedStatefulStream, dropout=0.2),
+    "a stream with a length, a state and workers": Scenario(
+        BY_EPOCH | {"dataloader_num_workers": 2}, data=SizedStatefulStream
+    ),
+    "a stream that is longer than its length": Scenario(
+        {"num_train_epochs": 3}, data=lambda: SizedStatefulStream(beyond=9), dropout=0.2
+    ),
+    "a stream that is longer than its length, saved by epoch": Scenario(
+        BY_EPOCH, data=lambda: SizedStatefulStream(beyond=9), dropout=0.2
+    ),
+    "an ongoing stream": Scenario({"num_train_epochs": 3}, data=OngoingStream, dropout=0.2),
+    "an ongoing stream in uneven steps, saved by epoch": Scenario(
+        UNEVEN | {"save_strategy": "epoch"}, data=OngoingStream, dropout=0.2
+    ),
     "a loader of the user's": Scenario(data=lambda: Augmented("torch"), trainer=OwnLoader, dropout=0.3),
     "a plain loader of the user's": Scenario(data=lambda: Augmented("numpy"), trainer=PlainLoader, dropout=0.3),
     "a shuffled stream of datasets with workers": Scenario(

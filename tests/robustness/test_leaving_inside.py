@@ -12,7 +12,7 @@ import torch
 
 from onward import Trainer, TrainerCallback, TrainingArguments
 from onward.errors import Preempted
-from tests.resume.scenarios import Augmented
+from tests.resume.data import Augmented
 from tests.tiny import RegressionStream, TinyRegression
 
 

@@ -57,12 +57,14 @@ class Feed:
         self._undrawn: list[Any] | None = None
         """Where the generators of the samplers stood behind the order of an epoch that was only entered at its end."""
         self._restored: dict[str, Any] | None = None
+        self._loaded: dict[str, Any] | None = None
+        """What was loaded, as long as no epoch was entered since."""
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Any]:
         """Iterate over the micro-batches of an epoch, leaving out the first `skip`."""
         if self._undrawn is not None:
             restore_states(self.loader, self._undrawn)
-        restored, self._restored = self._restored, None
+        restored, self._restored, self._loaded = self._restored, None, None
         self._undrawn = restored["generators"] if restored is not None and skip else None
         if restored is not None:
             # Samplers draw the order when the epoch begins: from the global generators, or from one of their own.
@@ -76,8 +78,13 @@ class Feed:
             batches = self._isolated(epoch)
             whole = batches if self._limit is None else map(_whole, batches)
             return self._counted(_drop(whole, skip), skip)
+        stream = None if restored is None else restored["stream"]
+        if restored is not None and restored["epoch"] != epoch:  # whose last events were behind, too
+            self._native.set_epoch(restored["epoch"])
+            self._native.pass_over(stream)
+            stream = None
         self._native.set_epoch(epoch)
-        left = self._native.enter(skip, (restored or {}).get("stream"))
+        left = self._native.enter(skip, stream)
         # Not yet `iter`: torch's loader draws from the global generator when it begins, which the first pull does.
         native = self._native if self._limit is None else self._native.pieces()
         return self._counted(_drop(native, left), skip)
@@ -194,6 +201,8 @@ class Feed:
 
     def state_dict(self) -> dict[str, Any]:
         """What this process needs to enter the epoch again where it stands now, JSON-able."""
+        if self._loaded is not None:
+            return self._loaded
         stream = None if self._native is None else self._native.stream_state()
         return {
             "epoch": self._epoch,
@@ -209,9 +218,11 @@ class Feed:
         Raises:
             CheckpointMismatch: the stream was split over another number of processes, and `allow_mismatch` is false.
         """
+        self._loaded = state
         packed = state["stream"]
         stream = None if packed is None else self._check_stream(_unpack(packed), allow_mismatch)
         self._restored = {
+            "epoch": state["epoch"],
             "epoch_streams": from_plain(state["epoch_streams"]),
             "epoch_generators": state.get("epoch_generators", []),
             "generators": state.get("generators", []),

@@ -15,7 +15,7 @@ from onward.data.ahead import Transfer, one_ahead
 from onward.data.batches import GivenBatches, Indices, MicroBatches
 from onward.data.draws import protected
 from onward.data.fetch import Collate, Samples
-from onward.data.order import EpochShuffle
+from onward.data.order import EpochShuffle, has_length
 from onward.data.pieces import Limit, Pieces
 from onward.data.streams import Carried, Start, Stream, StreamCollate, Track, is_idle
 
@@ -66,6 +66,17 @@ class TrainLoader(DataLoader[Any]):
         """Samples in the data set, as accelerate's loaders say it."""
         return len(self.dataset)  # type: ignore[arg-type]
 
+    def __len__(self) -> int:
+        """Micro-batches of this process in one epoch.
+
+        Raises:
+            TypeError: the data is a stream without a length.
+        """
+        if not isinstance(self.dataset, Stream):
+            return super().__len__()
+        rounds, rest = divmod(len(self.dataset), self.total_batch_size)
+        return rounds + (1 if rest and not self.drop_last else 0)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
         source = self.dataset if isinstance(self.dataset, Stream) else self.batch_sampler
@@ -87,11 +98,15 @@ class TrainLoader(DataLoader[Any]):
         if not isinstance(self.dataset, Stream):
             self.batch_sampler.skip = batches  # type: ignore[union-attr]
             return 0
+        # What an entry behind the last batch left, from which nothing was pulled.
+        self._track, self.dataset.starts = self._new_track(), {}
         workers = max(1, self.num_workers)
         if stream_state is not None and stream_state["workers"] != workers:
             workers = self._keep_workers(stream_state["workers"])
         if not batches:
             return 0
+        if has_length(self) and batches >= len(self):
+            self.pass_over(stream_state)
         if stream_state is None and workers == 1:
             per_batch = self.dataset.batch_size * self.dataset.world_size
             self.dataset.starts = {0: Start(batches * per_batch)}
@@ -103,6 +118,15 @@ class TrainLoader(DataLoader[Any]):
         if workers == 1:
             self.dataset.starts[0].idle_first = False
         return 0
+
+    def pass_over(self, stream_state: dict[str, Any] | None) -> None:
+        """Stand behind a pass that ended in `stream_state`, as the run that wrote it did."""
+        stream = self.dataset
+        # Workers get the data set as it is in this process, where no pass has moved it.
+        if isinstance(stream, Stream) and not self.num_workers and stream_state is not None:
+            state = stream_state["states"].get(0)
+            if stream.stateful and state is not None:
+                stream.leave_at(state)
 
     def _keep_workers(self, workers: int) -> int:
         """Go on with as many workers as the run had: the order of a stream that they share out depends on that."""

@@ -8,6 +8,7 @@ replayed: its samples are pulled and dropped up to the place where the run stood
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from onward.data.draws import key_of, mark, rewind, seed_streams
 from onward.data.generators import owned_by, seed_owned
+from onward.data.order import has_length
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +65,21 @@ def is_stateful(dataset: Any) -> bool:
 
     `datasets` has no state for what lies in a shuffle buffer, so such a stream has to be replayed.
     """
-    if not (callable(getattr(dataset, "state_dict", None)) and callable(getattr(dataset, "load_state_dict", None))):
+    reads, writes = getattr(dataset, "state_dict", None), getattr(dataset, "load_state_dict", None)
+    if not (callable(reads) and callable(writes)) or _asks(reads):
         return False
     return not _has_shuffle_buffer(getattr(dataset, "_ex_iterable", None))
+
+
+def _asks(method: Callable[..., Any]) -> bool:
+    """Whether a method cannot be called without arguments: such a state is for a loader of the library's own."""
+    try:
+        inspect.signature(method).bind()
+    except TypeError:
+        return True
+    except ValueError:  # written in C
+        return False
+    return False
 
 
 def _has_shuffle_buffer(examples: Any) -> bool:
@@ -90,7 +104,8 @@ class Stream(IterableDataset[Any]):
         self.split = 1
         """Processes that the data set itself is split over."""
         shards = getattr(dataset, "num_shards", 0)
-        if world_size > 1 and hasattr(dataset, "shard") and shards >= world_size:
+        # Shards of one that has a length may be of unequal lengths, and each process would plan another run.
+        if world_size > 1 and hasattr(dataset, "shard") and shards >= world_size and not has_length(dataset):
             self.split = world_size
             dataset, rank, world_size = dataset.shard(num_shards=world_size, index=rank), 0, 1
         self.dataset = dataset
@@ -105,6 +120,8 @@ class Stream(IterableDataset[Any]):
         """Its own state before the first pass."""
         self.starts: dict[int, Start] = {}
         self.pulled = 0
+        self.passing = 0
+        """The epoch of the pass that samples were pulled from last."""
         self.own: list[Any] = []
         self._passes = 0
 
@@ -112,6 +129,9 @@ class Stream(IterableDataset[Any]):
         if name.startswith("__") or name == "dataset":
             raise AttributeError(name)
         return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the pass that the next iteration is."""
@@ -124,11 +144,30 @@ class Stream(IterableDataset[Any]):
         """The data set's own state behind the last sample pulled, if it has one that says all."""
         return self.dataset.state_dict() if self.stateful else None
 
+    def leave_at(self, state: dict[str, Any]) -> None:
+        """Leave the data set as a pass that ended in `state` does, so that the next pass begins as it would have.
+
+        Most begin anew, whatever came before; some go on from where they stand. Which of the two is found out by
+        pulling a few samples.
+        """
+        self._state_behind_one(state)
+        next_pass = self._state_behind_one()
+        if next_pass != self._state_behind_one(self.opening):
+            self.dataset.load_state_dict(state)
+
+    def _state_behind_one(self, state: dict[str, Any] | None = None) -> str:
+        """Its state behind the first sample of a pass that begins in `state`, or where it happens to, as text."""
+        if state is not None:
+            self.dataset.load_state_dict(copy.deepcopy(state))
+        self.own = owned_by(self.dataset)
+        self._apart(lambda: next(iter(self.dataset), None), key_of(self.seed))
+        return repr(self.state())  # states may hold arrays, which have no one answer to `==`
+
     def __iter__(self) -> Iterator[Any]:
         info = torch.utils.data.get_worker_info()
         worker = 0 if info is None else info.id
         # Persistent workers keep their copy of this object, which then has to count the passes itself.
-        epoch = self.epoch + self._passes
+        epoch = self.passing = self.epoch + self._passes
         if self._passes and hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
         self._passes += 1
@@ -211,7 +250,7 @@ class StreamCollate:
         if samples and samples[0] is _Idle:
             return Carried(_Idle, worker, 0, None)
         stream = self.stream
-        key = key_of(stream.seed, stream.epoch, worker, stream.pulled, _COLLATE)
+        key = key_of(stream.seed, stream.passing, worker, stream.pulled, _COLLATE)
         batch = self._collate(samples, key)
         return batch if info is None else Carried(batch, worker, stream.pulled, stream.state())
 
