@@ -7,9 +7,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.resume.data import SizedStream
 from tests.tiny import RegressionData, RegressionStream, TinyRegression, tiny_llama
 
 from onward import Trainer, TrainingArguments
+
+
+class Shards(RegressionStream):
+    """Four files, each longer than the one before; a process may have some of them."""
+
+    def __init__(self, shards: tuple[int, ...] = (0, 1, 2, 3)) -> None:
+        super().__init__(30)
+        self.shards, self.num_shards = shards, len(shards)
+
+    @classmethod
+    def of(cls, size: int) -> Shards:
+        """All of them, whatever `size` is asked for."""
+        return cls()
+
+    def shard(self, num_shards: int, index: int) -> Shards:
+        """Every `num_shards`-th file."""
+        return Shards(self.shards[index::num_shards])
+
+    def __iter__(self) -> Any:
+        begins = [0, 3, 9, 18, 30]
+        for shard in self.shards:
+            yield from (self.data[at] for at in range(begins[shard], begins[shard + 1]))
+
+
+STREAMS: dict[str, Any] = {
+    "stream": RegressionStream,
+    "stream with a length": SizedStream,
+    "shards": lambda _: Shards(),
+}
 
 
 def pad(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -30,13 +60,18 @@ def main() -> None:
     compiled, kind = kind.endswith(" compiled"), kind.removesuffix(" compiled")
     resume = sys.argv[6] if len(sys.argv) > 6 else None
     generator = torch.Generator().manual_seed(1)
-    if kind != "regression":
+    data: Any
+    model: Any
+    if kind in STREAMS:
+        data, model = STREAMS[kind](size), TinyRegression()
+    elif kind != "regression":
         lengths = torch.randint(3, 20, (size,), generator=generator).tolist()
-        data: Any = [{"input_ids": torch.randint(3, 60, (n,), generator=generator).tolist()} for n in lengths]
-        model: Any = tiny_llama()
+        data = [{"input_ids": torch.randint(3, 60, (n,), generator=generator).tolist()} for n in lengths]
+        model = tiny_llama()
     else:
-        data, model = RegressionStream(size) if kind == "stream" else RegressionData(size), TinyRegression()
-    length: dict[str, Any] = {"max_steps": 2 * -(-size // 8)} if kind == "stream" else {"num_train_epochs": 2}
+        data, model = RegressionData(size), TinyRegression()
+    endless = kind in ("stream", "shards")
+    length: dict[str, Any] = {"max_steps": 2 * -(-size // 8)} if endless else {"num_train_epochs": 2}
     args = TrainingArguments(
         output_dir=str(out / "run"),
         per_device_train_batch_size=batch,
@@ -55,7 +90,7 @@ def main() -> None:
         **({"torch_compile_backend": "eager"} if compiled else {}),
         **({"torch_compile_mode": "blocks", "torch_compile_backend": "eager"} if kind == "tokens by blocks" else {}),
     )
-    options = {} if kind == "regression" else {"data_collator": pad}
+    options = {"data_collator": pad} if kind.startswith("tokens") else {}
     trainer = Trainer(model, args, train_dataset=data, eval_dataset=data if evaluates else None, **options)
     if evaluates:
         trainer.evaluate()

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.resume.data import Augmented, Stream
+from tests.resume.data import Augmented, OngoingStream, SizedStatefulStream, SizedStream, Stream
 from tests.tiny import TinyRegression
 from torch import Tensor, nn
 
-from onward import Trainer, TrainingArguments
+from onward import Trainer, TrainerCallback, TrainingArguments
 from onward.data.loader import TrainLoader
 from onward.errors import UsageError
 
@@ -54,6 +54,33 @@ def test_the_batch_of_a_step_of_a_stream(tmp_path: Path) -> None:
     trained.train()
     found = trainer(tmp_path, Stream(40), max_steps=6).batch_at(5)
     assert torch.equal(found[0]["x"], trained.seen[4])
+
+
+class Looks(TrainerCallback):
+    """Looks at an earlier step behind each step."""
+
+    trainer: Trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.batch_at((state.global_step + 1) // 2)
+
+
+@pytest.mark.parametrize("kind", [SizedStream, SizedStatefulStream, OngoingStream])
+def test_the_batch_of_a_step_of_a_stream_with_a_length(kind: type, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"num_train_epochs": 3, "gradient_accumulation_steps": 4}
+    trained = trainer(tmp_path, kind(), **settings)
+    trained.train()
+    looking = trainer(tmp_path, kind(), **settings)
+    for step in (6, 1, 4, 5, 2):
+        first = (step - 1) // 2 * 6 + (step - 1) % 2 * 4
+        found = [batch["x"] for batch in looking.batch_at(step)]
+        assert len(found) == (4 if step % 2 else 2)
+        assert all(torch.equal(a, b) for a, b in zip(found, trained.seen[first:], strict=False)), step
+    undisturbed = trainer(tmp_path, kind(), **settings)
+    undisturbed.add_callback(looks := Looks())
+    looks.trainer = undisturbed
+    undisturbed.train()
+    assert all(torch.equal(a, b) for a, b in zip(undisturbed.seen, trained.seen, strict=True))
 
 
 def test_a_step_that_the_run_does_not_have(tmp_path: Path) -> None:

@@ -78,6 +78,29 @@ def test_a_stream_goes_on_with_another_number_of_processes(tmp_path: Path) -> No
     assert_close(trained("stream", 24, (1, 4, 2), tmp_path / "back", back), one, "back to one")
 
 
+def assert_resumed(kind: str, size: int, split: tuple[int, int, int], out: Path, steps: list[int]) -> dict[str, Any]:
+    """Train, go on from the checkpoints of some steps, and compare to the bit; returns what the whole run came to."""
+    whole = trained(kind, size, split, out / "whole")
+    for step in steps:
+        resumed = trained(kind, size, split, out / str(step), str(out / "whole" / "run" / f"checkpoint-{step}"))
+        assert resumed["losses"] == whole["losses"], f"from step {step}"
+        for name, value in whole["weights"].items():
+            assert torch.equal(resumed["weights"][name], value), f"{name} from step {step}"
+    return whole
+
+
+@pytest.mark.slow
+def test_epochs_of_a_stream_with_a_length_are_shared_and_resumed_at_their_ends(tmp_path: Path) -> None:
+    two = assert_resumed("stream with a length", 22, (2, 4, 1), tmp_path, [3, 4])
+    assert_close(two, trained("stream with a length", 22, (1, 8, 1), tmp_path / "one"), "two processes")
+
+
+@pytest.mark.slow
+def test_processes_end_a_pass_together_where_the_shards_of_one_are_shorter(tmp_path: Path) -> None:
+    whole = assert_resumed("shards", 24, (2, 2, 2), tmp_path, [3, 4])
+    assert len(whole["losses"]) == 6
+
+
 @pytest.mark.parametrize(
     ("kind", "size", "split"),
     [

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from onward.agreement import Agreement
 from onward.checkpoint import pickled
 from onward.data.batches import Indices, MicroBatches
 from onward.data.draws import (
@@ -52,6 +53,7 @@ class Feed:
         self._limit: Limit | None = None
         self._piece_weights: list[float] | None = None
         self._collates_again = False
+        self._read_beside: Stream | None = None
         self._epoch_streams: Streams | None = None
         self._epoch_generators: list[Any] = []
         self._undrawn: list[Any] | None = None
@@ -78,16 +80,28 @@ class Feed:
             batches = self._isolated(epoch)
             whole = batches if self._limit is None else map(_whole, batches)
             return self._counted(_drop(whole, skip), skip)
-        stream = None if restored is None else restored["stream"]
-        if restored is not None and restored["epoch"] != epoch:  # whose last events were behind, too
-            self._native.set_epoch(restored["epoch"])
-            self._native.pass_over(stream)
-            stream = None
-        self._native.set_epoch(epoch)
-        left = self._native.enter(skip, stream)
+        return self._counted(self._enter(self._native, restored, skip), skip)
+
+    def _enter(self, native: TrainLoader, restored: dict[str, Any] | None, skip: int) -> Iterable[Any]:
+        state = None if restored is None else restored["stream"]
+        if self._read_beside is not None:  # and put back by its state, in which another pass would begin
+            self._read_beside.leave_at(self._read_beside.state() or {})
+            self._read_beside = None
+        if restored is not None and restored["epoch"] != self._epoch:  # whose last events were behind, too
+            native.set_epoch(restored["epoch"])
+            native.pass_over(state)
+            state = None
+        native.set_epoch(self._epoch)
+        left = native.enter(skip, state)
         # Not yet `iter`: torch's loader draws from the global generator when it begins, which the first pull does.
-        native = self._native if self._limit is None else self._native.pieces()
-        return self._counted(_drop(native, left), skip)
+        rest = _drop(native if self._limit is None else native.pieces(), left)
+        return _as_many_everywhere(rest) if self.stream is not None and self.stream.split > 1 else rest
+
+    def keep_epoch(self) -> None:
+        """Let the data go on in the epoch that is being given out, though it was read beside the run."""
+        if self._epoch_streams is not None and self._native is not None:
+            self._native.set_epoch(self._epoch)
+            self._read_beside = self.stream if self.stream is not None and self.stream.stateful else None
 
     @property
     def has_index(self) -> bool:
@@ -297,6 +311,20 @@ def _dropped(batches: Iterable[Any], count: int) -> Iterator[Any]:
             logger.warning("Resuming: dropped %s of %s micro-batches, about %.0f s left.", number, count, left)
     logger.warning("Resuming: dropped %s micro-batches in %.1f s.", count, time.monotonic() - begin)
     yield from rest
+
+
+def _as_many_everywhere(batches: Iterable[Any]) -> Iterator[Any]:
+    """As many of `batches` as every process has: the others would wait for ever for one whose shards are shorter."""
+    agreement, rest = Agreement.open(), iter(batches)
+    try:
+        while True:
+            batch = next(rest, None)
+            (is_over,) = agreement.largest(batch is None)
+            if is_over:
+                return
+            yield batch
+    finally:
+        agreement.close()
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:

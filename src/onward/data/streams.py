@@ -82,6 +82,15 @@ def _asks(method: Callable[..., Any]) -> bool:
     return False
 
 
+def _can_be_split(dataset: Any, processes: int) -> bool:
+    """Whether each process can have shards of its own, as many as the others.
+
+    Not of a data set with a length: shards may be of different ones, and each process would plan another run.
+    """
+    shards = getattr(dataset, "num_shards", 0) if hasattr(dataset, "shard") else 0
+    return shards > 0 and shards % processes == 0 and not has_length(dataset)
+
+
 def _has_shuffle_buffer(examples: Any) -> bool:
     if examples is None:
         return False
@@ -95,7 +104,7 @@ class Stream(IterableDataset[Any]):
     """An iterable data set as the training loader sees it.
 
     With several processes each one pulls the whole stream and keeps its slice of every round of
-    ``world_size * batch_size`` samples, unless the data set can be split into as many shards.
+    ``world_size * batch_size`` samples, unless the data set has a multiple of as many shards.
     """
 
     def __init__(
@@ -103,9 +112,7 @@ class Stream(IterableDataset[Any]):
     ) -> None:
         self.split = 1
         """Processes that the data set itself is split over."""
-        shards = getattr(dataset, "num_shards", 0)
-        # Shards of one that has a length may be of unequal lengths, and each process would plan another run.
-        if world_size > 1 and hasattr(dataset, "shard") and shards >= world_size and not has_length(dataset):
+        if world_size > 1 and _can_be_split(dataset, world_size):
             self.split = world_size
             dataset, rank, world_size = dataset.shard(num_shards=world_size, index=rank), 0, 1
         self.dataset = dataset

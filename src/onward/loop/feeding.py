@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count, islice
@@ -270,9 +271,9 @@ def batch_at(host: TrainerBase, step: int) -> list[Any]:
     feed = Feed(loader, share_of(host), engine.mover(host.accelerator, False))
 
     def batches() -> list[Any]:
-        if not plan.has_length:
+        if feed.stream is not None or not plan.has_length:
             with _at_its_begin(feed.stream, None if host.feed is None else host.feed.stream):
-                return _in_stream(feed, plan.accumulation, step)
+                return _in_epochs(feed, plan, step) if plan.has_length else _in_stream(feed, plan.accumulation, step)
         if feed.draws_order():
             feed.begin_as(_begin_of(host, epoch))
         return list(islice(feed.epoch(epoch, in_epoch * plan.accumulation), plan.batches_in_step(in_epoch)))
@@ -282,6 +283,8 @@ def batch_at(host: TrainerBase, step: int) -> list[Any]:
         return protected(batches)
     finally:
         restore_states(loader, kept)
+        if host.feed is not None:
+            host.feed.keep_epoch()
 
 
 def _most_left_behind(host: TrainerBase, plan: RunPlan) -> int:
@@ -307,6 +310,14 @@ def _at_its_begin(stream: Stream | None, trained_on: Stream | None) -> Iterator[
     finally:
         if now is not None:
             stream.dataset.load_state_dict(now)
+
+
+def _in_epochs(feed: Feed, plan: RunPlan, step: int) -> list[Any]:
+    """The micro-batches of a step of a stream with a length, whose passes may go on from one another."""
+    epoch, in_epoch = divmod(step - 1, plan.steps_per_epoch)
+    for earlier in range(epoch):
+        deque(islice(feed.epoch(earlier), plan.batches_per_epoch), maxlen=0)
+    return list(islice(feed.epoch(epoch, in_epoch * plan.accumulation), plan.batches_in_step(in_epoch)))
 
 
 def _in_stream(feed: Feed, accumulation: int, step: int) -> list[Any]:
