@@ -40,11 +40,12 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path, create: C
     with create(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
-            file.write(_bytes_of(tensor.detach().cpu()))
+            here = tensor.detach().cpu()  # what is copied from an accelerator has to outlive the writing
+            file.write(_memory_of(here))
 
 
-def _bytes_of(tensor: torch.Tensor) -> Any:
-    """The memory of a contiguous tensor. Not by way of numpy: a tensor that it looked at can never be resized again."""
+def _memory_of(tensor: torch.Tensor) -> Any:
+    """Of a contiguous tensor, without a reference to it. Numpy's view would keep it from ever being resized again."""
     count = tensor.numel() * tensor.element_size()
     return (ctypes.c_char * count).from_address(tensor.data_ptr()) if count else b""
 
