@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from onward import engine, model_setup
 from onward.arguments import TrainingArguments
+from onward.arguments.kinds import leave_numpy
 from onward.callbacks import CallbackHandler
 from onward.data.causal import NextTokenCollator
 from onward.data.collate import choose_collator
@@ -98,6 +99,7 @@ class Trainer(
     ) -> None:
         check_parts(model, args, callbacks, optimizers)
         self.args = TrainingArguments(output_dir="tmp_trainer") if args is None else args
+        leave_numpy(self.args)  # those of transformers' class have not been through it
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.processing_class = processing_class
         self.model_init = model_init

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.tiny import RegressionData, TinyRegression
 
+from onward import Trainer
 from onward.arguments import TrainingArguments
 from onward.errors import UsageError
 
@@ -97,3 +99,15 @@ def test_numpy_leaves_no_trace():
     assert type(kwargs["num_cycles"]) is np.float64, "what the user passed in is not changed"
     args.seed = np.int64(4)  # past the checks
     assert json.loads(args.to_json_string())["seed"] == 4
+
+
+def test_numpy_in_stock_arguments_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    args = transformers.TrainingArguments(
+        output_dir=str(tmp_path), seed=np.int64(1), data_seed=np.int64(2), max_steps=np.int32(4), save_steps=np.int8(2),
+        per_device_train_batch_size=np.int64(4), learning_rate=np.float32(0.5), use_cpu=True, report_to="none",
+        disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(TinyRegression(), args, train_dataset=RegressionData(32)).train()
+    again = Trainer(TinyRegression(), args, train_dataset=RegressionData(32))
+    assert again.train(resume_from_checkpoint=True).global_step == 4
