@@ -74,3 +74,20 @@ def test_buffers_that_forward_replaces(unless: torch.Tensor | None, kept: int) -
     assert now.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(now[name], value, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("unless", [None, torch.tensor(False), torch.tensor(True)])
+def test_a_buffer_that_repeats_one_element(unless: torch.Tensor | None, anew: bool) -> None:
+    model = nn.Module()
+    model.register_buffer("mean", torch.ones(1, 3).expand(4, 3))
+    buffers = Buffers(model)
+    before, strides = model.mean, model.mean.stride()
+    if anew:
+        model.mean = torch.full((1, 3), 2.0).expand(4, 3)
+    else:
+        model.mean[:1] += 1
+    buffers.put_back(unless)
+    assert torch.equal(model.mean, torch.full((4, 3), 2.0 if unless is not None and unless else 1.0))
+    assert model.mean.stride() == strides
+    assert unless is not None or model.mean is before
