@@ -14,6 +14,7 @@ from tests.tiny import RegressionData, TinyRegression
 from torch.utils.data import DataLoader, RandomSampler
 
 import onward
+from onward.loop.checks import WITHOUT_COUNTERPART
 
 
 def stock(folder: Path, **changes: Any) -> transformers.TrainingArguments:
@@ -255,3 +256,31 @@ def test_sharding_is_refused_whoever_asks_for_it(tmp_path: Path) -> None:
     args.parallelism_config = Sharded()
     with pytest.raises(onward.errors.NotSupported, match="parallelism_config"):
         onward.Trainer(TinyRegression(), args)
+
+
+NOT_HERE = {
+    "_defer_fsdp_gradient_reduction",
+    "_has_mixed_mesh_grads",
+    "_mixed_mesh_grad_norm",
+    "_sync_replicated_trainable_parameters",
+}
+"""Of sharded training, which is refused."""
+
+
+def test_an_override_that_is_never_called_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lacking = {name for name in dir(transformers.Trainer) if not hasattr(onward.Trainer, name)}
+    assert {name for name in lacking if not name.startswith("__")} == WITHOUT_COUNTERPART | NOT_HERE
+
+    class ByEpoch(onward.Trainer):
+        def _run_epoch(self, **kwargs: Any) -> None:
+            raise AssertionError
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            return super().training_step(*args, **kwargs)
+
+    args = stock(tmp_path)
+    ByEpoch(TinyRegression(), args, train_dataset=RegressionData(8))
+    assert "ByEpoch defines _run_epoch, which this loop does not have and never calls." in caplog.text
+    caplog.clear()
+    onward.Trainer(TinyRegression(), args, train_dataset=RegressionData(8))
+    assert "never calls" not in caplog.text

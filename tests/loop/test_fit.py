@@ -14,12 +14,14 @@ import pytest
 from onward.cursor import Cursor
 from onward.loop.fit import Run, fit
 from onward.plan import RunLength, RunPlan, make_plan
+from onward.types import StepFigures
 
 
 class Host:
     """Writes down what the loop asks of it."""
 
-    _step_figures = _due_after_resume = _tr_loss = _rollback_due = None
+    _due_after_resume = _tr_loss = _rollback_due = None
+    _step_figures = StepFigures()
 
     def __init__(self, stop_at: int | None = None, cursor: Cursor | None = None) -> None:
         self.calls: list[str] = []
@@ -110,6 +112,7 @@ ONE_STEP = [
     "_step_scheduler",
     "_clear_gradients",
     "on_step_end",
+    "_maybe_log_save_evaluate",
     "_leave_if_asked",
 ]
 
@@ -122,6 +125,7 @@ def test_the_order_of_one_step() -> None:
         "on_epoch_begin",
         *ONE_STEP,
         "on_epoch_end",
+        "_maybe_log_save_evaluate",
         "_leave_if_asked",
     ]
 
@@ -143,7 +147,49 @@ def test_a_stop_ends_the_epoch_with_its_event() -> None:
     host = Host(stop_at=2)
     fit(host, run_of(plan_of(5, epochs=3), 5))  # type: ignore[arg-type]
     assert host.state.global_step == 2
-    assert host.calls[-2:] == ["on_epoch_end", "_leave_if_asked"]
+    assert host.calls[-3:] == ["on_epoch_end", "_maybe_log_save_evaluate", "_leave_if_asked"]
+
+
+@pytest.mark.parametrize(("accumulation", "steps"), [(1, 1), (2, 0)])
+def test_a_stop_before_the_first_step_lets_one_micro_batch_through(accumulation: int, steps: int) -> None:
+    host = Host()
+    host.control.should_training_stop = True
+    host.on_step_end = lambda args, state, control: control  # type: ignore[method-assign]
+    fit(host, run_of(plan_of(4, accumulation, epochs=3), 4))  # type: ignore[arg-type]
+    assert [c for c in host.calls if c.startswith("step ")] == ["step 0"]
+    assert host.state.global_step == steps
+    assert host.calls.count("on_epoch_end") == 1
+
+
+def test_a_run_that_was_over_when_it_was_saved_takes_no_step() -> None:
+    host = Host(cursor=Cursor(epoch=0, step=2))
+    run = run_of(plan_of(4, epochs=2), 4)
+    run.is_over = True
+    fit(host, run)  # type: ignore[arg-type]
+    assert not [c for c in host.calls if c.startswith("step ")]
+    assert host.calls.count("on_epoch_end") == 1
+
+
+def test_a_step_that_is_given_up_leaves_the_next_epoch_no_gradients() -> None:
+    host = Host()
+
+    def ends(args: Any, state: Any, control: Any) -> Any:
+        control.should_epoch_stop = state.global_step == 0 and "on_epoch_end" not in host.calls
+        return control
+
+    host.on_substep_end = ends  # type: ignore[attr-defined]
+    fit(host, run_of(plan_of(2, accumulation=2, epochs=2), 2))  # type: ignore[arg-type]
+    told = [c for c in host.calls if c.startswith(("step ", "_clear", "on_epoch"))]
+    first = ["on_epoch_begin", "step 0", "on_epoch_end"]
+    assert told == [
+        *first,
+        "_clear_gradients",
+        "on_epoch_begin",
+        "step 2",
+        "step 3",
+        "_clear_gradients",
+        "on_epoch_end",
+    ]
 
 
 def test_a_stream_is_read_as_often_as_it_takes() -> None:

@@ -38,6 +38,13 @@ class OwnLoader(Trainer):
         return self.accelerator.prepare(DataLoader(self.train_dataset, batch_size=4, shuffle=True))
 
 
+class StreamLoader(Trainer):
+    """The same around a stream."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_size=4))
+
+
 class PlainLoader(Trainer):
     """Builds a loader of torch and hands it over as it is."""
 
@@ -100,6 +107,16 @@ class MovingAverage(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"args": {}, "attributes": {"mean": self.mean}}
+
+
+class ShortEpochs(TrainerCallback):
+    """Ends each epoch within its third step."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begin = state.global_step
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_epoch_stop = state.global_step == self.begin + 2
 
 
 class DrawsInEvaluation(Trainer):
@@ -181,6 +198,9 @@ SCENARIOS: dict[str, Scenario] = {
     "dropout": Scenario(dropout=0.5, data=lambda: RegressionData(SIZE)),
     "bf16": Scenario({"bf16": True}, dropout=0.2, data=lambda: Augmented("torch")),
     "log lines between saves": Scenario({"logging_steps": 4, "save_steps": 3}, data=lambda: Augmented("torch")),
+    "epochs that end within a step": Scenario(
+        BY_EPOCH | {"gradient_accumulation_steps": 2}, dropout=0.3, extra=lambda: {"callbacks": [ShortEpochs()]}
+    ),
     "saving at epochs": Scenario(
         {"save_strategy": "epoch", "num_train_epochs": 3}, dropout=0.3, data=lambda: Augmented("torch")
     ),
@@ -249,6 +269,9 @@ SCENARIOS: dict[str, Scenario] = {
     "an ongoing stream": Scenario({"num_train_epochs": 3}, data=OngoingStream, dropout=0.2),
     "an ongoing stream in uneven steps, saved by epoch": Scenario(
         UNEVEN | {"save_strategy": "epoch"}, data=OngoingStream, dropout=0.2
+    ),
+    "an ongoing stream in a loader of the user's": Scenario(
+        {"num_train_epochs": 3}, data=OngoingStream, trainer=StreamLoader, dropout=0.2
     ),
     "a loader of the user's": Scenario(data=lambda: Augmented("torch"), trainer=OwnLoader, dropout=0.3),
     "a plain loader of the user's": Scenario(data=lambda: Augmented("numpy"), trainer=PlainLoader, dropout=0.3),

@@ -281,7 +281,9 @@ def adopt_loader(loader: Any, share: Share, move: Callable[[Any], Any] | None) -
     by the data set itself, one process dispatching to the others).
     """
     base = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper
-    if type(base) is not DataLoader or type(loader).__name__ not in ("DataLoader", "DataLoaderShard"):
+    # accelerate lets one process read streams for all, which is nothing of its own where there is only one.
+    alone = ("DataLoaderDispatcher",) if share.world_size == 1 else ()
+    if type(base) is not DataLoader or type(loader).__name__ not in ("DataLoader", "DataLoaderShard", *alone):
         return None
     if base.batch_size is None and base.batch_sampler is None:
         return None

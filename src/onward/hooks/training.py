@@ -292,7 +292,9 @@ class TrainingHooks(TrainerBase):
         start_time: float,
         learning_rate: float | None = None,
     ) -> None:
-        """Do what `control` asks for: log, evaluate, save."""
+        """Do what `control` asks for: log, evaluate, save. Called behind every step and epoch, for who overrides it."""
+        if not (self.control.should_log or self.control.should_evaluate or self.control.should_save):
+            return
         self._push_committed_saves()
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
             steps.log_interval(self, tr_loss, grad_norm, learning_rate, start_time)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,20 @@ from onward.state import check_exported, exportable
 
 if TYPE_CHECKING:
     from onward.hooks.base import TrainerBase
+
+logger = logging.getLogger(__name__)
+
+WITHOUT_COUNTERPART = frozenset(
+    {
+        "_finalize_training",
+        "_init_training_state",
+        "_prepare_context_parallel_inputs",
+        "_prepare_for_training",
+        "_run_epoch",
+        "_update_auto_batch_size",
+    }
+)
+"""Parts of transformers' own loop, which a subclass may override there and which nothing calls here."""
 
 
 def check_parts(model: Any, args: Any, callbacks: Any, optimizers: Any) -> None:
@@ -56,11 +71,23 @@ def check_trainer(host: TrainerBase) -> None:
     Raises:
         UsageError: they cannot work together; the message says what was got, what was expected, and what to do.
     """
+    _check_overrides(type(host))
     _check_optimizer(host)
     _check_evaluation(host)
     _check_data(host)
     parse_size(option(host.args, "max_shard_size"))
     _check_folder(str(host.args.output_dir))
+
+
+def _check_overrides(kind: type) -> None:
+    for owner in kind.__mro__:
+        ignored = sorted(WITHOUT_COUNTERPART.intersection(vars(owner)))
+        if ignored:
+            logger.warning(
+                "%s defines %s, which this loop does not have and never calls. Do the same in a hook that it calls "
+                "(training_step, get_batch_samples, create_optimizer, _maybe_log_save_evaluate, log) or in a callback.",
+                owner.__name__, ", ".join(ignored),
+            )  # fmt: skip
 
 
 def _check_folder(folder: str) -> None:

@@ -55,7 +55,9 @@ class Run:
     restore_rng: Callable[[], None] | None = None
     """Puts the random number generators where they stood; to be called before the next step, once."""
     is_over: bool = False
-    """Whether a callback had already ended this run when it was saved."""
+    """Whether there is no step left: a callback had ended this run when it was saved, or it was saved at its end."""
+    gave_up: bool = False
+    """Whether a callback ended the epoch between two micro-batches, whose gradients are still there."""
     fitting: Fitting | None = None
     """Keeps micro-batches small enough for the memory, where `auto_find_batch_size` asks for it."""
     buffers: Buffers | None = None
@@ -93,7 +95,7 @@ def fit(host: TrainerBase, run: Run) -> None:
         _restore_rng(host, run)
         host._evaluate_at_start(run.model, run.trial, run.ignore_keys)
     if run.is_over or host.state.global_step >= run.plan.max_steps:
-        host.control.should_training_stop = True  # resumed at its end: at most the end of an epoch is still due
+        run.is_over = host.control.should_training_stop = True  # at most the end of an epoch is still due
     _make_up(host, run)
     epoch = _first_epoch(host)
     # A rollback leaves data behind, not steps: the run may need the begin of one more epoch.
@@ -125,6 +127,9 @@ def fit_epoch(host: TrainerBase, run: Run, epoch: int) -> None:
     cursor = host.cursor
     assert cursor is not None
     first = cursor.step if cursor.epoch == epoch else 0
+    if run.gave_up:  # no checkpoint could bring the gradients back for the next step
+        run.gave_up = False
+        host._clear_gradients(run.model)
     if not first:
         host._step_figures = StepFigures()
     host.control = host.callback_handler.on_epoch_begin(host.args, host.state, host.control)
@@ -132,10 +137,11 @@ def fit_epoch(host: TrainerBase, run: Run, epoch: int) -> None:
         _restore_rng(host, run)  # before samplers draw the order of this epoch
     batches = run.feed.epoch(epoch, skip=first * run.plan.accumulation)
     step = first
-    while step < _steps_in_epoch(host, run) and not _stops(host):
-        if not update(host, run, batches, (epoch, step)):
-            break
+    # Who asks for the end before the first step ends the run behind it, or behind its first micro-batch.
+    while step < _steps_in_epoch(host, run) and not run.is_over and update(host, run, batches, (epoch, step)):
         step += 1
+        if _stops(host):
+            break
     if step == 0 and not _stops(host):
         logger.warning(
             "The training data gave no batch in epoch %d, so training stops at step %d of %d. "
@@ -246,6 +252,7 @@ def accumulate(host: TrainerBase, run: Run, work: Work) -> bool:
         if number != last:
             host.control = host.callback_handler.on_substep_end(host.args, host.state, host.control)
             if _stops(host):
+                run.gave_up = True
                 return False
             if work.leave is not None and number < work.chances:
                 work.leave()
@@ -287,16 +294,14 @@ def _restore_rng(host: TrainerBase, run: Run) -> None:
 
 
 def _log_evaluate_save(host: TrainerBase, run: Run, epoch: int) -> None:
-    control = host.control
-    if control.should_log or control.should_evaluate or control.should_save:
-        figures = host._step_figures
-        host._maybe_log_save_evaluate(
-            host._tr_loss,
-            figures.grad_norm,
-            run.model,
-            run.trial,
-            epoch,
-            run.ignore_keys,
-            run.start_time,
-            learning_rate=figures.learning_rate,
-        )
+    figures = host._step_figures
+    host._maybe_log_save_evaluate(
+        host._tr_loss,
+        figures.grad_norm,
+        run.model,
+        run.trial,
+        epoch,
+        run.ignore_keys,
+        run.start_time,
+        learning_rate=figures.learning_rate,
+    )

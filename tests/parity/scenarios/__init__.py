@@ -1,6 +1,18 @@
 """Every scenario, by name."""
 
-from . import arguments, combinations, customized, data, evaluating, kinds, methods, processes, scripts, settings  # noqa: F401  (they register themselves)
+from . import (  # noqa: F401  (they register themselves)
+    arguments,
+    combinations,
+    customized,
+    data,
+    evaluating,
+    kinds,
+    methods,
+    processes,
+    scripts,
+    settings,
+    steering,
+)
 from .registry import SCENARIOS
 
 __all__ = ["SCENARIOS"]
