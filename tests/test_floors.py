@@ -23,8 +23,9 @@ FLOORS = {
     **dict.fromkeys(["arguments", "cursor", "plan", "seeding", "state"], 1),
     **dict.fromkeys(
         [
-            "agreement", "callbacks", "checkpoint", "data", "engine", "gather", "gauge", "hub", "leaving", "loss",
-            "memory", "memory_errors", "meters", "model_setup", "onhost", "optim", "speed",
+            "agreement", "callbacks", "checkpoint", "data", "engine", "engine_sharding", "gather", "gauge", "hub",
+            "leaving", "loss", "memory", "memory_errors", "meters", "model_setup", "onhost", "optim", "sharding",
+            "speed",
         ],
         2,
     ),
@@ -37,7 +38,7 @@ LEAVES = {"cli", "search", "sinks", "__main__"}
 HOST_BY_NAME = ("loop", "hooks", False)
 
 # `args.device` and `args.world_size` are transformers' names for what accelerate's PartialState holds.
-KNOW_ACCELERATE = {"engine", "arguments"}
+KNOW_ACCELERATE = {"engine", "engine_sharding", "arguments"}
 
 # Where transformers fixed the shape: the methods of the face and of the arguments keep its parameters, however many.
 # Optimizers and schedules take the options that users pass by name in `optim_args` and `lr_scheduler_kwargs`.

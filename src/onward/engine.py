@@ -1,10 +1,11 @@
-"""The only room that knows accelerate: devices, processes, precision."""
+"""What knows accelerate: devices, processes, precision; sharding stands in `engine_sharding`."""
 
 from __future__ import annotations
 
 import atexit
 import functools
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch
 
 from onward.arguments.optimization import BLOCKS
 from onward.data.ahead import Transfer
+from onward.engine_sharding import environment_kept, settle_sharding, sharding_plugin
 from onward.errors import NotSupported, UsageError, did_you_mean
 from onward.gather.nests import leaves
 from onward.onhost import keep_mask
@@ -36,7 +38,7 @@ def create_accelerator(args: Any, options: Callable[..., dict[str, Any]]) -> Acc
 
     Raises:
         UsageError: contradictory accumulation settings.
-        NotSupported: a way to shard the model is asked for.
+        NotSupported: a kind of parallelism is asked for that onward does not have.
     """
     from accelerate import Accelerator
     from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
@@ -62,10 +64,17 @@ def create_accelerator(args: Any, options: Callable[..., dict[str, Any]]) -> Acc
     loader_names = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler", "non_blocking")
     loaders = DataLoaderConfiguration(**{k: settings.pop(k) for k in loader_names if k in settings})
     loaders.data_seed = args.data_seed
-    accelerator = Accelerator(
-        **options(dataloader_config=loaders, gradient_accumulation_plugin=GradientAccumulationPlugin(**accumulation))
-    )
-    _refuse_sharding(args, accelerator.state)
+    _refuse_parallelism(args)
+    with environment_kept():
+        plugin = sharding_plugin(args)
+        accelerator = Accelerator(
+            **options(
+                dataloader_config=loaders,
+                gradient_accumulation_plugin=GradientAccumulationPlugin(**accumulation),
+                fsdp_plugin=plugin,
+            )
+        )
+    settle_sharding(accelerator, plugin)
     if accelerator.num_processes > 1:
         atexit.unregister(_let_gloo_finish)
         atexit.register(_let_gloo_finish)
@@ -94,21 +103,21 @@ def accelerator_options(args: Any, model: nn.Module | None) -> dict[str, Any]:
     }
 
 
-def _refuse_sharding(args: Any, state: Any) -> None:
-    """Say no to what a stock transformers.TrainingArguments asks in its own attributes, a launcher in `state`."""
+def _refuse_parallelism(args: Any) -> None:
+    """Say no to what a stock transformers.TrainingArguments asks in its own attributes."""
     asked = [
         name
         for name, is_asked in (
-            ("DeepSpeed", getattr(args, "deepspeed", None) or getattr(state, "deepspeed_plugin", None)),
-            ("FSDP", getattr(args, "fsdp_plugin_args", None) or getattr(state, "fsdp_plugin", None)),
+            ("DeepSpeed", getattr(args, "deepspeed", None) or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"),
             ("parallelism_config", _shards(getattr(args, "parallelism_config", None))),
         )
         if is_asked
     ]
     if asked:
         raise NotSupported(
-            f"onward trains on one device or with DistributedDataParallel; the arguments or the launcher ask for "
-            f"{' and '.join(asked)}. Launch without (accelerate launch --multi_gpu, or torchrun)."
+            f"onward trains on one device, with DistributedDataParallel or with FSDP2; the arguments or the launcher "
+            f"ask for {' and '.join(asked)}. Launch without (accelerate launch --multi_gpu, or torchrun), and shard a "
+            "large model with fsdp=True."
         )
 
 
@@ -286,7 +295,7 @@ class Ways:
             type(accelerator).__module__ == "accelerate.accelerator"
             and accelerator.scaler is None
             and accelerator.gradient_accumulation_steps == 1
-            and str(getattr(accelerator.distributed_type, "value", "")) in ("NO", "MULTI_CPU", "MULTI_GPU")
+            and str(getattr(accelerator.distributed_type, "value", "")) in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
         )
 
     def backward(self, loss: torch.Tensor, options: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from onward.errors import DataError, MissingDependency, UsageError
+from onward.sharding import class_of
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def is_causal_language_model(model: nn.Module) -> bool:
 
     base: Any = model
     inner = base.base_model.model if is_peft(model) else base
-    return type(inner).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return class_of(inner).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def check_trainable(model: nn.Module) -> None:

@@ -139,7 +139,8 @@ class Seq2SeqTrainer(Trainer):
             for key, value in gen_kwargs.items()
             if value is not None or key not in ("num_beams", "max_length")
         }
-        options.setdefault("synced_gpus", False)
+        # Each forward of a sharded model takes all processes, also those whose sequences have ended.
+        options.setdefault("synced_gpus", self.is_fsdp_enabled)
         prompt = dict(inputs)
         labels, decoder_ids = prompt.get("labels"), prompt.get("decoder_input_ids")
         if labels is not None and decoder_ids is not None and labels.shape == decoder_ids.shape:

@@ -152,7 +152,8 @@ class Trainer(
         self.is_model_parallel = len(devices) > 1
         asked = getattr(args, "place_model_on_device", None)
         casts_later = args.fp16_full_eval or args.bf16_full_eval
-        self.place_model_on_device = not (self.is_model_parallel or casts_later) if asked is None else asked
+        moves_later = casts_later or self.is_fsdp_enabled  # sharding moves one layer after the other
+        self.place_model_on_device = not (self.is_model_parallel or moves_later) if asked is None else asked
         if self.place_model_on_device:
             self._move_model_to_device(model, args.device)
         self.model = self.model_wrapped = model

@@ -26,7 +26,7 @@ NO_READERS = (
     "hub/card.py",
 )
 
-REFUSED = {"deepspeed": "zero.json", "fsdp": "full_shard", "parallelism_config": object()}
+REFUSED = {"deepspeed": "zero.json", "parallelism_config": object()}
 FOR_THE_SCRIPT = {"do_train", "do_eval", "do_predict", "resume_from_checkpoint", "local_rank"}
 FOR_TRACKERS = {"run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"}
 OTHER_NAMES = {"gradient_checkpointing", "gradient_checkpointing_kwargs"}
@@ -34,7 +34,6 @@ OTHER_NAMES = {"gradient_checkpointing", "gradient_checkpointing_kwargs"}
 NOTHING_LEFT = {
     "eval_accumulation_steps": "Nothing to tune",
     "enable_jit_checkpoint": "Done anyway",
-    "fsdp_config": "Read by nothing here",
     "sortish_sampler": "Read by nothing",
 }
 # What they do shows only where there is the device.

@@ -52,6 +52,11 @@ SETTINGS = [
     {"warmup_steps": 17, "hub_token": "secret", "push_to_hub": True, "hub_strategy": "end"},
     {"disable_tqdm": True, "seed": 0, "data_seed": 9, "optim": "lion_8bit"},
     {"ddp_timeout": 60, "max_grad_norm": None},
+    {"fsdp": True},
+    {"fsdp": False, "fsdp_config": {"version": 1}},
+    {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": "Block", "activation_checkpointing": "true"}},
+    {"fsdp": True, "fsdp_config": {"fsdp_auto_wrap_policy": "SIZE_BASED_WRAP", "min_num_params": 2000}},
+    {"fsdp": True, "fsdp_config": '{"cpu_ram_efficient_loading": "true", "reshard_after_forward": "false"}'},
 ]
 DERIVED = [
     "train_batch_size",

@@ -202,9 +202,7 @@ def tf32_available() -> bool:
 def check_supported(args: TrainingArguments) -> None:
     """Raise `NotSupported` for what transformers has and onward does not."""
     if args.deepspeed or _flag_in_environment("ACCELERATE_USE_DEEPSPEED"):
-        raise NotSupported("onward does not run on DeepSpeed; leave it out to train with DistributedDataParallel.")
-    if args.fsdp or _flag_in_environment("ACCELERATE_USE_FSDP"):
-        raise NotSupported("onward does not shard models (FSDP); leave it out to train with DistributedDataParallel.")
+        raise NotSupported("onward does not run on DeepSpeed; leave it out, and shard a large model with fsdp=True.")
     if getattr(args.parallelism_config, "total_size", 1 if args.parallelism_config is None else 0) != 1:
         raise NotSupported(
             "onward trains with data parallelism alone, which needs no parallelism_config: leave it out, and start one "

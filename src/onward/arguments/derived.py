@@ -31,10 +31,12 @@ PLACE = ("_placement", "_n_gpu")
 class DerivedArguments(ArgumentFields):
     """Properties computed from the arguments. The first look at a device or a rank starts accelerate."""
 
-    # DeepSpeed and FSDP are not supported, and these names are how callers ask whether they are on.
+    # DeepSpeed is not supported, and these names are how callers ask whether it is on.
     deepspeed_plugin: ClassVar[None] = None
     hf_deepspeed_config: ClassVar[None] = None
-    fsdp_plugin_args: ClassVar[None] = None
+
+    fsdp_plugin_args: dict[str, Any] | None = None
+    """Keywords of accelerate's FullyShardedDataParallelPlugin, where `fsdp` asks for it."""
 
     mixed_precision = "no"
 

@@ -30,9 +30,9 @@ class DistributedArguments:
     """Seconds that a collective operation may take before it fails."""
 
     fsdp: str | None = field(default=None, metadata={"nargs": "?", "const": True})
-    """Not supported here: anything but None or False is an error that names the alternative."""
+    """Share the weights out over processes (FSDP2): True, or words for it like ``full_shard`` or ``offload``."""
     fsdp_config: dict[str, Any] | str | None = None
-    """Read by nothing here; kept so that configurations of transformers can be loaded."""
+    """How: a dict or a JSON file with ``auto_wrap_policy``, ``reshard_after_forward`` and others; see the docs."""
     deepspeed: dict | str | None = None  # type: ignore[type-arg]
     """Not supported here: anything but None is an error that names the alternative."""
 

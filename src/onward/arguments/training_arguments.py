@@ -13,6 +13,7 @@ from onward.arguments.kinds import check_types, leave_numpy
 from onward.arguments.resolve import resolve
 from onward.arguments.serialised import SerialisedArguments
 from onward.arguments.setters import ArgumentSetters
+from onward.arguments.sharding import resolve_sharding
 from onward.errors import SignatureOfInit, check_keywords
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class TrainingArguments(ArgumentSetters, SerialisedArguments):
     Raises:
         UsageError: a value cannot work, or two values contradict each other.
         UnknownArgument: a keyword is no argument; it is a `TypeError`, too.
-        NotSupported: a path of transformers that onward does not have (DeepSpeed, FSDP, TPU).
+        NotSupported: a path of transformers that onward does not have (DeepSpeed, FSDP1, TPU).
     """
 
     # Fields that may be given as a JSON object in text. Subclasses add theirs to this list.
@@ -88,6 +89,7 @@ class TrainingArguments(ArgumentSetters, SerialisedArguments):
         checks.check_words(self)
         checks.check_schedule(self)
         checks.check_supported(self)
+        resolve_sharding(self)
         checks.check_precision(self)
         devices.apply_tf32(self)
 

@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from onward.checkpoint import layout, pickled
 from onward.checkpoint.sink import Create, create_plain
 from onward.errors import BrokenCheckpoint, CheckpointMismatch, UnreadableState
+from onward.sharding import parts_of_state
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def load_optimizer(optimizer: Any, scheduler: Any, folder: Path, device: Any = "
         return False
     state = read_torch(paths[0], device)
     _check_groups(optimizer, state, folder)
-    _load_optimizer_state(optimizer, state)
+    _load_optimizer_state(optimizer, parts_of_state(optimizer, state))
     scheduler.load_state_dict(read_torch(paths[1]))
     _follow(optimizer, scheduler)
     return True

@@ -24,6 +24,7 @@ from onward.checkpoint import buffers, layout, parts, structure
 from onward.checkpoint.sink import Create, create_plain
 from onward.checkpoint.tensors import write_safetensors
 from onward.errors import BrokenCheckpoint
+from onward.sharding import class_of, local
 
 logger = logging.getLogger(__name__)
 DEFAULT_SHARD = "50GB"
@@ -62,7 +63,7 @@ def can_save_a_copy(model: nn.Module) -> bool:
     unusual = ("hf_quantizer", "hf_device_map")
     if getattr(model, "_hf_peft_config_loaded", False) or any(getattr(model, name, None) for name in unusual):
         return False
-    own: str = type(model).save_pretrained.__module__  # type: ignore[attr-defined]
+    own: str = class_of(model).save_pretrained.__module__  # type: ignore[attr-defined]
     return own == "transformers.modeling_utils"
 
 
@@ -128,7 +129,9 @@ def load_weights(model: nn.Module, folder: Path) -> LoadResult:
         return _load_adapters(model, folder)
     files = _weight_files(folder)
     if not files:
-        raise BrokenCheckpoint(f"Can't find a valid checkpoint at {folder}: no weights for a {type(model).__name__}.")
+        raise BrokenCheckpoint(
+            f"Can't find a valid checkpoint at {folder}: no weights for a {class_of(model).__name__}."
+        )
     missing: set[str] | None = None
     unexpected: list[str] = []
     for file in files:  # one at a time: no more than one shard is in memory beside the model
@@ -157,7 +160,7 @@ def parse_size(size: str | int) -> int:
 
 def storage_key(tensor: torch.Tensor) -> tuple[str, int]:
     """Return what two tensors have in common exactly when they share memory."""
-    return str(tensor.device), tensor.untyped_storage().data_ptr()
+    return str(tensor.device), local(tensor).untyped_storage().data_ptr()
 
 
 def _separate(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -227,13 +230,14 @@ def _without_twins(model: nn.Module, missing: set[str]) -> list[str]:
         return []
     state = model.state_dict()
     loaded = [tensor for name, tensor in state.items() if name not in missing and isinstance(tensor, torch.Tensor)]
-    places = {(storage_key(each), each.data_ptr(), each.shape) for each in loaded}
+    places = set(map(_place, loaded))
     return sorted(
-        name
-        for name in missing
-        if not isinstance(state.get(name), torch.Tensor)
-        or (storage_key(state[name]), state[name].data_ptr(), state[name].shape) not in places
+        name for name in missing if not isinstance(state.get(name), torch.Tensor) or _place(state[name]) not in places
     )
+
+
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return storage_key(tensor), local(tensor).data_ptr(), tensor.shape
 
 
 def _load_converted(model: Any, folder: Path, result: LoadResult) -> LoadResult:
@@ -242,7 +246,9 @@ def _load_converted(model: Any, folder: Path, result: LoadResult) -> LoadResult:
     Only `from_pretrained` knows that conversion, so a second model is made for a moment; where it too finds names
     missing, the plain result stands.
     """
-    fresh, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    fresh, info = class_of(model).from_pretrained(  # type: ignore[attr-defined]
+        folder, dtype=model.dtype, output_loading_info=True
+    )
     if len(info["missing_keys"]) >= len(result.missing_keys):
         return result
     model.load_state_dict(fresh.state_dict(), strict=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from onward import model_setup
+from onward import model_setup, sharding
 from onward.arguments import option
 from onward.checkpoint import layout, parts, weights
 from onward.checkpoint.snapshot import to_host
@@ -28,8 +28,16 @@ class CheckpointHooks(TrainerBase):
         saving.save_checkpoint(self, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the model (and tokenizer, and arguments) to `output_dir`, so that `from_pretrained` can read it."""
-        self._save(self.args.output_dir if output_dir is None else output_dir)
+        """Write the model (and tokenizer, and arguments) to `output_dir`, so that `from_pretrained` can read it.
+
+        All processes must call it for a model that is sharded: each hands in its part.
+        """
+        folder = self.args.output_dir if output_dir is None else output_dir
+        if self.is_fsdp_enabled:
+            whole = sharding.whole_weights(self._model_to_save(), keep=self.args.should_save)
+            self._save(folder, state_dict=whole)
+        else:
+            self._save(folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -46,9 +54,13 @@ class CheckpointHooks(TrainerBase):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Write ``optimizer.pt`` and ``scheduler.pt``."""
-        if not self.args.should_save:
+        saves = self.args.should_save
+        if not (saves or self.is_fsdp_enabled):
             return
-        parts.write_torch(to_host(self.optimizer.state_dict()), Path(output_dir, layout.OPTIMIZER))
+        state = sharding.whole_state(self.optimizer, saves) if self.is_fsdp_enabled else self.optimizer.state_dict()
+        if not saves:
+            return
+        parts.write_torch(to_host(state), Path(output_dir, layout.OPTIMIZER))
         parts.write_torch(self.lr_scheduler.state_dict(), Path(output_dir, layout.SCHEDULER))
 
     def _save_scaler(self, output_dir: str) -> None:
@@ -142,7 +154,8 @@ class CheckpointHooks(TrainerBase):
         """Load optimizer and scheduler states, where the checkpoint has them."""
         if checkpoint is None:
             return
-        several = self.args.world_size > 1 and self.args.device.type != "cpu"
+        # Of a sharded model the whole state may not fit on the device.
+        several = self.args.world_size > 1 and self.args.device.type != "cpu" and not self.is_fsdp_enabled
         device = self.args.device if several else "cpu"
         parts.load_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint), device)
 

@@ -10,6 +10,7 @@ from onward.data import order as orders
 from onward.data.columns import ColumnDroppingCollator, remove_unused, signature_columns
 from onward.errors import DataError
 from onward.hooks.base import TrainerBase
+from onward.sharding import class_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -178,7 +179,7 @@ class DataHooks(TrainerBase):
         if not self.args.remove_unused_columns:
             return dataset
         self._set_signature_columns_if_needed()
-        return remove_unused(dataset, self._signature_columns or [], type(self.model).__name__, description)
+        return remove_unused(dataset, self._signature_columns or [], class_of(self.model).__name__, description)
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         """Wrap a collator so that it drops the keys that the model does not take."""
@@ -186,7 +187,7 @@ class DataHooks(TrainerBase):
             return data_collator
         self._set_signature_columns_if_needed()
         return ColumnDroppingCollator(
-            data_collator, self._signature_columns or [], type(self.model).__name__, description
+            data_collator, self._signature_columns or [], class_of(self.model).__name__, description
         )
 
     def batch_at(self, step: int) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from onward.errors import UsageError
 from onward.hooks.base import TrainerBase
 from onward.optim.schedulers import current_rate
+from onward.sharding import check_optimizer
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,8 @@ class OptimizationHooks(TrainerBase):
             from onward.optim.optimizers import build_optimizer
 
             model = self.model if model is None else model
+            if self.is_fsdp_enabled and self.optimizer_cls_and_kwargs is None:
+                check_optimizer(self.args.optim)
             groups = parameter_groups(model, self.get_decay_parameter_names(model), self.args.weight_decay)
             chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = build_optimizer(model, groups, *chosen)

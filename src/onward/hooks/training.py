@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onward import engine, model_setup
+from onward import engine, engine_sharding, model_setup
 from onward.checkpoint import parts
 from onward.data.collate import not_a_batch
 from onward.errors import DataError
@@ -263,6 +263,9 @@ class TrainingHooks(TrainerBase):
             state._set_sync_gradients(is_last)
         if is_last or not self._ways.several or state.plugin_kwargs.get("sync_each_batch", False):
             return _NOTHING
+        if self.is_fsdp_enabled:
+            # Put off, whole gradients would pile up in each process, and out of reach of a step that is taken back.
+            return _NOTHING
         return self.accelerator.no_sync(model=model)
 
     def _count_micro_batch(self, loss: torch.Tensor, inputs: Any) -> None:
@@ -356,6 +359,7 @@ class TrainingHooks(TrainerBase):
         """Make the accelerator."""
         self.accelerator = engine.create_accelerator(self.args, self._build_accelerator_args)
         self.gather_function = engine.gather_function(self.accelerator, self.args.eval_use_gather_object)
+        self.is_fsdp_enabled = engine_sharding.is_sharding(self.accelerator)
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         """All keywords that the accelerator is made with; override this to add some."""

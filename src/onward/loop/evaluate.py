@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from onward import engine, model_setup
+from onward import engine, engine_sharding, model_setup
 from onward.gather import BatchStore, find_batch_size, has_length
 from onward.loop.leave import leave_evaluation_if_asked
 from onward.loop.scoring import Batch, Scorer, choose_scorer
 from onward.loop.smaller_evaluation import SmallerEvaluation
 from onward.meters import speed_metrics
+from onward.sharding import reshard
 from onward.types import EvalLoopOutput, PredictionOutput
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def evaluation_loop(host: TrainerBase, dataloader: Any, task: EvalTask) -> EvalL
             _warn_of_size(host, kept)
             del batch, inputs  # else they live on beside the next batch
     finally:
+        reshard(model)
         # Seq2SeqTrainer and others set another one for a single evaluation.
         host.gather_function = engine.gather_function(host.accelerator, host.args.eval_use_gather_object)
     if task.smaller is not None:
@@ -169,7 +171,9 @@ def _prepare_model(host: TrainerBase) -> nn.Module:
     """The model as it is called: prepared by accelerate unless training did that, in the precision of evaluation."""
     model_setup.check_present(host.model)
     model = host._wrap_model(host.model, training=False)
-    if len(host.accelerator._models) == 0 and model is host.model:
+    if host.is_fsdp_enabled:
+        engine_sharding.shard(host.accelerator, host.model, host.optimizer)
+    elif len(host.accelerator._models) == 0 and model is host.model:
         began = time.time()
         model = engine.prepared_to_evaluate(host.accelerator, model)
         host.model_preparation_time = round(time.time() - began, 4)

@@ -190,9 +190,13 @@ def _save_through_hooks(host: CheckpointHooks, job: SaveJob) -> Exception | None
     try:
         if staging is None and writes:  # the writing process of another machine, with save_on_each_node
             staging, error = _attempt(lambda: Staging.at(Path(path), job.target))
-        if error is None:
-            _, error = _attempt(lambda: _write_through_hooks(host, job, path))
         error = _agree(error)
+        for write in _writes_through_hooks(host, job, path):
+            if error is None:
+                # After each of them: the processes put the parts of a sharded model together, and where one has failed
+                # the others must not wait for it in the next.
+                _, error = _attempt(write)
+                error = _agree(error)
         if error is None:
             if staging is not None:
                 _, error = _attempt(partial(staging.commit, job.record.run, job.record.step))
@@ -203,10 +207,16 @@ def _save_through_hooks(host: CheckpointHooks, job: SaveJob) -> Exception | None
     return error
 
 
-def _write_through_hooks(host: CheckpointHooks, job: SaveJob, folder: str) -> None:
-    host.save_model(folder, _internal_call=True)
+def _writes_through_hooks(host: CheckpointHooks, job: SaveJob, folder: str) -> list[Callable[[], None]]:
+    return [
+        partial(host.save_model, folder, _internal_call=True),
+        *([] if host.args.save_only_model else [partial(host._save_optimizer_and_scheduler, folder)]),
+        partial(_write_the_rest, host, job, folder),
+    ]
+
+
+def _write_the_rest(host: CheckpointHooks, job: SaveJob, folder: str) -> None:
     if not host.args.save_only_model:
-        host._save_optimizer_and_scheduler(folder)
         host._save_scaler(folder)
         host._save_rng_state(folder)
     if host.args.should_save:

@@ -50,6 +50,8 @@ def _against(host: TrainerBase, face: type, name: str) -> str | None:
         return "compute_loss_func wants the logits"
     if host.label_smoother is not None:
         return "label_smoothing_factor wants the logits"
+    if host.is_fsdp_enabled:
+        return "the model is sharded (fsdp)"
     if host.args.torch_compile:
         return "the compiled model would be compiled anew for every batch"
     if name == "padding_free" and host.neftune_noise_alpha is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from onward import engine, memory, model_setup
+from onward import engine, engine_sharding, memory, model_setup
 from onward.checkpoint import read_record
 from onward.cursor import Cursor
 from onward.data.columns import fingerprint
@@ -202,10 +202,12 @@ def _prepare(host: TrainerBase, checkpoint: str | None) -> nn.Module:
     if host._created_lr_scheduler:  # its length belonged to an earlier call
         host.lr_scheduler = None
         host._created_lr_scheduler = False
+    if host.is_fsdp_enabled:  # before the optimizer is made: its state has the shape of the parts
+        engine_sharding.shard(host.accelerator, host.model, host.optimizer)
     host.create_optimizer()
     model = host._wrap_model(host.model_wrapped)
     if model is host.model:
-        model, host.optimizer = host.accelerator.prepare(host.model, host.optimizer)
+        model, host.optimizer = engine_sharding.prepare(host.accelerator, host.model, host.optimizer)
     else:
         host.optimizer = host.accelerator.prepare(host.optimizer)
     compile_model(host, model)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from onward.optim.groups import mesh_of
+from onward.sharding import is_part
 
 _OWN_RULES = ("FSDP", "DEEPSPEED", "XLA", "MEGATRON_LM")
 _SURELY_BELOW = 0.99
@@ -29,7 +29,7 @@ class Gradients:
         self._accelerator = accelerator
         kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
         # Whether gradients are sharded in a way that accelerate must reduce.
-        self._by_accelerate = kind in _OWN_RULES or any(mesh_of(p) is not None for p in self.parameters)
+        self._by_accelerate = kind in _OWN_RULES or any(map(is_part, self.parameters))
         self._scaled = getattr(accelerator, "mixed_precision", None) == "fp16"
 
     def clip(self, max_norm: float) -> Tensor | None:
@@ -68,4 +68,6 @@ def _present(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _as_tensor(norm: Any) -> Tensor | None:
-    return norm if norm is None or isinstance(norm, Tensor) else torch.tensor(float(norm))
+    if norm is None or isinstance(norm, Tensor):
+        return norm.full_tensor() if is_part(norm) else norm  # type: ignore[union-attr]
+    return torch.tensor(float(norm))

@@ -7,11 +7,12 @@ nothing about how complex the model is.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import nn
+
+from onward.sharding import is_part
 
 _SPARED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
@@ -49,12 +50,8 @@ def parameter_groups(model: nn.Module, decay_names: Collection[str], weight_deca
 
 
 def mesh_of(tensor: Any) -> Any:
-    """The device mesh of a distributed tensor, or None for a plain one.
-
-    Importing DTensor takes longer than all of this package; a tensor cannot be one if nobody has imported it.
-    """
-    module = sys.modules.get("torch.distributed.tensor")
-    return tensor.device_mesh if module is not None and isinstance(tensor, module.DTensor) else None
+    """The device mesh of a distributed tensor, or None for a plain one."""
+    return tensor.device_mesh if is_part(tensor) else None
 
 
 def split_by_mesh(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def _only_passes_on(wrapper: Any, inner: Any) -> bool:
         and wrapper.scaler is None
         and wrapper.optimizer is inner
         and wrapper.gradient_state.sync_gradients
-        and distributed in ("NO", "MULTI_CPU", "MULTI_GPU")
+        and distributed in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
         and type(inner).__name__ not in ("Lomo", "AdaLomo")
     )
 

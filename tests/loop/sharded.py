@@ -1,0 +1,398 @@
+"""Runs scenarios on the processes of one launch and keeps what came out, for `test_sharding.py`.
+
+    torchrun --nproc-per-node 2 tests/loop/sharded.py FOLDER [scenario ...]
+
+Rank 0 writes ``FOLDER/<scenario>.pt``. Scenarios run in the order in which they stand here, because some go on from the
+checkpoints of others.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tests.tiny import RegressionData, TinyRegression, pad_tokens, tiny_llama, token_data
+from torch import nn
+
+from onward import Trainer, TrainerCallback, TrainingArguments
+from onward.errors import OnwardError, Preempted
+from onward.sharding import is_sharded, whole_weights
+
+RANK = int(os.environ.get("RANK", 0))
+FOLDER = Path(sys.argv[1]) if __name__ == "__main__" else Path()
+SHARDED = {"fsdp": True}
+Scenario = Callable[[], dict[str, Any]]
+SCENARIOS: dict[str, Scenario] = {}
+
+
+def scenario(run: Scenario) -> Scenario:
+    SCENARIOS[run.__name__] = run
+    return run
+
+
+def trainer(name: str, model: Any = None, cls: type[Trainer] = Trainer, data: Any = None, **changes: Any) -> Trainer:
+    """A trainer of 6 steps over tokens that saves behind the third; keywords are arguments, or the trainer's own."""
+    own = ("callbacks", "optimizers", "eval_dataset", "data_collator")
+    parts = {key: changes.pop(key) for key in own if key in changes}
+    settings: dict[str, Any] = {
+        "output_dir": str(FOLDER / name), "max_steps": 6, "save_steps": 3, "logging_steps": 1, "report_to": "none",
+        "use_cpu": True, "per_device_train_batch_size": 2, "disable_tqdm": True, "learning_rate": 1e-2,
+        "max_grad_norm": 0.5, "seed": 7, "ddp_find_unused_parameters": False,
+    }  # fmt: skip
+    if model is None:
+        model, data, parts = tiny_llama(attention_dropout=0.1), token_data(24), {"data_collator": pad_tokens, **parts}
+    return cls(model, TrainingArguments(**settings | changes), train_dataset=data, **parts)
+
+
+def outcome(made: Trainer, resume: Any = None) -> dict[str, Any]:
+    """Train, and return the log and the whole weights."""
+    made.train(resume_from_checkpoint=None if resume is None else str(FOLDER / resume))
+    return result(made)
+
+
+def result(made: Trainer) -> dict[str, Any]:
+    logs = [{k: v for k, v in line.items() if k in ("loss", "grad_norm", "eval_loss")} for line in history(made)]
+    weights = whole_weights(made._model_to_save(), keep=True)
+    return {"logs": logs, "weights": {k: v.clone() for k, v in weights.items()}, "sharded": is_sharded(made.model)}
+
+
+def history(made: Trainer) -> list[dict[str, Any]]:
+    return [line for line in made.state.log_history if "loss" in line or "eval_loss" in line]
+
+
+def said(action: Callable[[], Any]) -> str:
+    """The error that an action ends in."""
+    try:
+        action()
+    except (OnwardError, Preempted) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+# -- the same as without shards ---------------------------------------------------------------------------------------
+
+
+@scenario
+def whole() -> dict[str, Any]:
+    return outcome(trainer("whole"))
+
+
+@scenario
+def parts() -> dict[str, Any]:
+    made = trainer("parts", **SHARDED)
+    done = outcome(made)
+    made.save_model(str(FOLDER / "saved"))
+    return {**done, "environment": sorted(name for name in os.environ if "FSDP" in name)}
+
+
+@scenario
+def parts_resumed() -> dict[str, Any]:
+    return outcome(trainer("parts_resumed", **SHARDED), "parts/checkpoint-3")
+
+
+@scenario
+def whole_from_parts() -> dict[str, Any]:
+    return outcome(trainer("whole_from_parts"), "parts/checkpoint-3")
+
+
+@scenario
+def parts_from_whole() -> dict[str, Any]:
+    return outcome(trainer("parts_from_whole", **SHARDED), "whole/checkpoint-3")
+
+
+@scenario
+def launched() -> dict[str, Any]:
+    """accelerate launch --use_fsdp --fsdp_version 2 says so in the environment."""
+    settings = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    os.environ.update(settings, FSDP_CPU_RAM_EFFICIENT_LOADING="true")
+    try:
+        return outcome(trainer("launched"))
+    finally:
+        for name in (*settings, "FSDP_CPU_RAM_EFFICIENT_LOADING"):
+            del os.environ[name]
+
+
+@scenario
+def evaluated_first() -> dict[str, Any]:
+    made = trainer("evaluated_first", eval_dataset=token_data(10, seed=1), **SHARDED)
+    before = made.evaluate()["eval_loss"]
+    plain = trainer("plain", eval_dataset=token_data(10, seed=1)).evaluate()["eval_loss"]
+    return {**outcome(made), "before": before, "plain": plain}
+
+
+@scenario
+def twice() -> dict[str, Any]:
+    made = trainer("twice", max_steps=3, lr_scheduler_type="constant", **SHARDED)
+    made.train()
+    made.args.max_steps = 6
+    return outcome(made, "twice/checkpoint-3")
+
+
+@scenario
+def at_once() -> dict[str, Any]:
+    return outcome(trainer("at_once", lr_scheduler_type="constant", **SHARDED))
+
+
+def _accumulated(name: str, **changes: Any) -> dict[str, Any]:
+    return outcome(trainer(name, gradient_accumulation_steps=3, max_steps=3, save_strategy="no", **changes))
+
+
+@scenario
+def accumulated() -> dict[str, Any]:
+    return _accumulated("accumulated")
+
+
+@scenario
+def accumulated_parts() -> dict[str, Any]:
+    return _accumulated("accumulated_parts", **SHARDED)
+
+
+class Normed(nn.Module):
+    """A regression with running statistics, a layer that fits on no two processes evenly, and tied weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANK)  # another one on each process: they must agree
+            self.body = nn.Linear(4, 7, bias=False)  # in front of a norm a bias has no gradient but rounding
+            self.norm = nn.BatchNorm1d(7)
+            self.again = nn.Linear(7, 7)
+            self.twin = nn.Linear(7, 7, bias=False)
+            self.head = nn.Linear(7, 1)
+        self.twin.weight = self.again.weight
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.head(torch.relu(self.twin(self.again(self.norm(self.body(x)))))).squeeze(-1)
+        return {"loss": nn.functional.mse_loss(logits, labels), "logits": logits}
+
+
+def _normed(name: str, **changes: Any) -> dict[str, Any]:
+    return outcome(trainer(name, Normed(), data=RegressionData(24), **changes))
+
+
+@scenario
+def normed() -> dict[str, Any]:
+    return _normed("normed")
+
+
+@scenario
+def normed_parts() -> dict[str, Any]:
+    return _normed("normed_parts", **SHARDED)
+
+
+@scenario
+def normed_parts_resumed() -> dict[str, Any]:
+    made = trainer("normed_again", Normed(), data=RegressionData(24), **SHARDED)
+    return outcome(made, "normed_parts/checkpoint-3")
+
+
+# -- accidents --------------------------------------------------------------------------------------------------------
+
+
+class Poisoned(Trainer):
+    """Has a loss that is not a number once, on one process."""
+
+    step = 4
+
+    def compute_loss(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *rest, **options)
+        if model.training and self._data_step == self.step and RANK == 1:
+            return loss * torch.nan
+        return loss
+
+
+@scenario
+def skipped() -> dict[str, Any]:
+    return outcome(trainer("skipped", cls=Poisoned))
+
+
+@scenario
+def skipped_parts() -> dict[str, Any]:
+    return outcome(trainer("skipped_parts", cls=Poisoned, **SHARDED))
+
+
+@scenario
+def rolled_back() -> dict[str, Any]:
+    return outcome(trainer("rolled_back", cls=Poisoned, on_nonfinite="rollback"))
+
+
+@scenario
+def rolled_back_parts() -> dict[str, Any]:
+    return outcome(trainer("rolled_back_parts", cls=Poisoned, on_nonfinite="rollback", **SHARDED))
+
+
+class FullDisk(Trainer):
+    """Cannot write the weights at the first save."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.state.global_step == 2 and self.args.should_save:
+            raise OSError(28, "No space left on device")
+        super()._save(output_dir, state_dict)
+
+
+@scenario
+def full_disk() -> dict[str, Any]:
+    made = trainer("full_disk", cls=FullDisk, save_steps=2, **SHARDED)
+    done = outcome(made)
+    return {**done, "saved": sorted(each.name for each in (FOLDER / "full_disk").glob("checkpoint-*"))}
+
+
+class Leaves(TrainerCallback):
+    """Asks for the run to end in the middle of a step."""
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 2 and RANK == 0:
+            os.kill(os.getpid(), 10)  # SIGUSR1
+
+
+@scenario
+def left() -> dict[str, Any]:
+    options: dict[str, Any] = {"gradient_accumulation_steps": 3, "max_steps": 3, "save_strategy": "no"}
+    made = trainer("left", callbacks=[Leaves()], **options, **SHARDED)
+    message = said(made.train)
+    step = made.state.global_step
+    return {**outcome(trainer("left", **options, **SHARDED), "left/checkpoint-2"), "said": message, "step": step}
+
+
+@scenario
+def refused() -> dict[str, Any]:
+    return {
+        "optimizer": said(trainer("refused", optim="adafactor", **SHARDED).train),
+        "shortcut": said(lambda: trainer("refused", chunked_loss=True, **SHARDED)),
+    }
+
+
+# -- models, optimizers, precision ------------------------------------------------------------------------------------
+
+
+@scenario
+def best() -> dict[str, Any]:
+    made = trainer(
+        "best", eval_dataset=token_data(6, seed=1), eval_strategy="steps", eval_steps=1, save_steps=1,
+        load_best_model_at_end=True, save_total_limit=2, learning_rate=0.3, **SHARDED,
+    )  # fmt: skip
+    done = outcome(made)
+    again = made.evaluate()["eval_loss"]
+    return {**done, "again": again, "metric": made.state.best_metric, "at": made.state.best_global_step}
+
+
+def _adapters() -> Any:
+    import peft
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return peft.get_peft_model(
+            tiny_llama(), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
+        )
+
+
+def _with_adapters(name: str, resume: str | None = None, **changes: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {"data": token_data(24), "data_collator": pad_tokens, **changes}
+    made = trainer(name, _adapters(), **options)
+    done = outcome(made, resume)
+    return {**done, "files": sorted(each.name for each in (FOLDER / name / "checkpoint-6").iterdir())}
+
+
+@scenario
+def adapters() -> dict[str, Any]:
+    return _with_adapters("adapters")
+
+
+@scenario
+def adapters_parts() -> dict[str, Any]:
+    evaluated = {"eval_dataset": token_data(6, seed=1), "eval_strategy": "steps", "eval_steps": 3}
+    return _with_adapters("adapters_parts", load_best_model_at_end=True, **evaluated, **SHARDED)
+
+
+@scenario
+def adapters_parts_resumed() -> dict[str, Any]:
+    evaluated = {"eval_dataset": token_data(6, seed=1), "eval_strategy": "steps", "eval_steps": 3}
+    changes = {"load_best_model_at_end": True, **evaluated, **SHARDED}
+    return _with_adapters("adapters_again", "adapters_parts/checkpoint-3", **changes)
+
+
+def _pairs(**changes: Any) -> dict[str, Any]:
+    """A run, one that goes on from its middle, and the same without shards."""
+    whole_run = outcome(trainer("pair_whole", **changes))
+    first = outcome(trainer("pair", **changes, **SHARDED))
+    second = outcome(trainer("pair_again", **changes, **SHARDED), "pair/checkpoint-3")
+    return {"whole": whole_run, "parts": first, "resumed": second}
+
+
+@scenario
+def sgd() -> dict[str, Any]:
+    return _pairs(optim="sgd", optim_args="momentum=0.9")
+
+
+@scenario
+def adagrad() -> dict[str, Any]:
+    return _pairs(optim="adagrad")
+
+
+@scenario
+def rmsprop() -> dict[str, Any]:
+    return _pairs(optim="rmsprop")
+
+
+@scenario
+def adamw_torch() -> dict[str, Any]:
+    return _pairs(optim="adamw_torch")
+
+
+@scenario
+def bf16() -> dict[str, Any]:
+    return _pairs(bf16=True)
+
+
+@scenario
+def recomputed() -> dict[str, Any]:
+    return _pairs(gradient_checkpointing=True)
+
+
+@scenario
+def recomputed_by_config() -> dict[str, Any]:
+    return outcome(trainer("by_config", fsdp_config={"activation_checkpointing": True}, **SHARDED))
+
+
+def _handed_in(name: str, **changes: Any) -> dict[str, Any]:
+    model = TinyRegression()
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)  # which makes its state at once
+    return outcome(trainer(name, model, data=RegressionData(24), optimizers=(optimizer, None), **changes))
+
+
+@scenario
+def handed_in() -> dict[str, Any]:
+    config = {"auto_wrap_policy": "SIZE_BASED_WRAP", "min_num_params": 20}
+    return {"whole": _handed_in("handed_in"), "parts": _handed_in("handed_in_parts", fsdp_config=config, **SHARDED)}
+
+
+@scenario
+def generated() -> dict[str, Any]:
+    made = trainer("generated", max_steps=1, save_strategy="no", **SHARDED)
+    made.train()
+    prompt = torch.tensor([[5, 6, 7 + RANK]])
+    tokens = made.model.generate(prompt, max_new_tokens=4, do_sample=False, synced_gpus=True, pad_token_id=0)
+    alone = tiny_llama()
+    alone.load_state_dict(whole_weights(made.model, keep=True))
+    wanted = alone.generate(prompt, max_new_tokens=4, do_sample=False, pad_token_id=0, synced_gpus=False)
+    return {"tokens": tokens.tolist(), "wanted": wanted.tolist()}
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    for name, run in SCENARIOS.items():
+        if not sys.argv[2:] or name in sys.argv[2:]:
+            came_out = run()
+            dist.barrier()
+            if RANK == 0:
+                torch.save(came_out, FOLDER / f"{name}.pt")
+
+
+if __name__ == "__main__":
+    main()
