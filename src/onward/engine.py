@@ -66,15 +66,13 @@ def create_accelerator(args: Any, options: Callable[..., dict[str, Any]]) -> Acc
     loaders.data_seed = args.data_seed
     _refuse_parallelism(args)
     with environment_kept():
-        plugin = sharding_plugin(args)
-        accelerator = Accelerator(
-            **options(
-                dataloader_config=loaders,
-                gradient_accumulation_plugin=GradientAccumulationPlugin(**accumulation),
-                fsdp_plugin=plugin,
-            )
+        keywords = options(
+            dataloader_config=loaders,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(**accumulation),
+            fsdp_plugin=sharding_plugin(args),
         )
-    settle_sharding(accelerator, plugin)
+        accelerator = Accelerator(**keywords)
+    settle_sharding(accelerator, keywords.get("fsdp_plugin"))
     if accelerator.num_processes > 1:
         atexit.unregister(_let_gloo_finish)
         atexit.register(_let_gloo_finish)

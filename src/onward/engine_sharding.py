@@ -62,12 +62,20 @@ def sharding_plugin(args: Any) -> Any:
         )
     check_combinations(args)
     from accelerate.utils import FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import MixedPrecisionPolicy
 
     plugin = FullyShardedDataParallelPlugin(**(given or {}))
     if plugin.activation_checkpointing:
         # accelerate's own would draw other dropout masks when it recomputes, and change the names of the weights.
         plugin.activation_checkpointing = False
         args.activation_checkpointing = True
+    if args.mixed_precision != "no":
+        # accelerate's own policy would exchange gradients and return the loss in 16 bits, too: unlike without shards.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.float16 if args.mixed_precision == "fp16" else torch.bfloat16,
+            reduce_dtype=torch.float32,
+            output_dtype=torch.float32,
+        )
     return plugin
 
 
@@ -82,8 +90,6 @@ def settle_sharding(accelerator: Accelerator, plugin: Any) -> None:
     state = accelerator.state
     if plugin is not None:
         kind = DistributedType.FSDP
-        if state.mixed_precision != "no":
-            plugin.set_mixed_precision(state.mixed_precision)
     elif state.distributed_type == DistributedType.FSDP:  # of another trainer
         kind = DistributedType["MULTI_" + {"cuda": "GPU"}.get(state.device.type, state.device.type.upper())]
     else:

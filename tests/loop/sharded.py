@@ -120,10 +120,12 @@ def launched() -> dict[str, Any]:
 
 @scenario
 def evaluated_first() -> dict[str, Any]:
-    made = trainer("evaluated_first", eval_dataset=token_data(10, seed=1), **SHARDED)
-    before = made.evaluate()["eval_loss"]
-    plain = trainer("plain", eval_dataset=token_data(10, seed=1)).evaluate()["eval_loss"]
-    return {**outcome(made), "before": before, "plain": plain}
+    came_out = {}
+    for way, changes in (("whole", {}), ("parts", SHARDED)):
+        made = trainer(f"evaluated_{way}", eval_dataset=token_data(10, seed=1), save_strategy="no", **changes)
+        before = made.evaluate()["eval_loss"]
+        came_out[way] = {**outcome(made), "before": before}
+    return came_out
 
 
 @scenario
@@ -139,18 +141,20 @@ def at_once() -> dict[str, Any]:
     return outcome(trainer("at_once", lr_scheduler_type="constant", **SHARDED))
 
 
-def _accumulated(name: str, **changes: Any) -> dict[str, Any]:
-    return outcome(trainer(name, gradient_accumulation_steps=3, max_steps=3, save_strategy="no", **changes))
+def accumulating(name: str, **changes: Any) -> Trainer:
+    """Without dropout, whose masks belong to processes: any number of them comes to the same."""
+    options = {"gradient_accumulation_steps": 3, "max_steps": 3, "save_steps": 2, "data_collator": pad_tokens}
+    return trainer(name, tiny_llama(), data=token_data(36), **options | changes)
 
 
 @scenario
 def accumulated() -> dict[str, Any]:
-    return _accumulated("accumulated")
+    return outcome(accumulating("accumulated"))
 
 
 @scenario
 def accumulated_parts() -> dict[str, Any]:
-    return _accumulated("accumulated_parts", **SHARDED)
+    return outcome(accumulating("accumulated_parts", **SHARDED))
 
 
 class Normed(nn.Module):
@@ -172,8 +176,12 @@ class Normed(nn.Module):
         return {"loss": nn.functional.mse_loss(logits, labels), "logits": logits}
 
 
-def _normed(name: str, **changes: Any) -> dict[str, Any]:
-    return outcome(trainer(name, Normed(), data=RegressionData(24), **changes))
+def _normed(name: str, resume: str | None = None, **changes: Any) -> dict[str, Any]:
+    made = trainer(name, Normed(), data=RegressionData(24), **changes)
+    came_out = outcome(made, resume)
+    statistics = made.model.norm.running_mean.clone()
+    dist.all_reduce(statistics)
+    return {**came_out, "statistics": statistics}
 
 
 @scenario
@@ -188,8 +196,7 @@ def normed_parts() -> dict[str, Any]:
 
 @scenario
 def normed_parts_resumed() -> dict[str, Any]:
-    made = trainer("normed_again", Normed(), data=RegressionData(24), **SHARDED)
-    return outcome(made, "normed_parts/checkpoint-3")
+    return _normed("normed_again", "normed_parts/checkpoint-3", **SHARDED)
 
 
 # -- accidents --------------------------------------------------------------------------------------------------------
@@ -253,11 +260,11 @@ class Leaves(TrainerCallback):
 
 @scenario
 def left() -> dict[str, Any]:
-    options: dict[str, Any] = {"gradient_accumulation_steps": 3, "max_steps": 3, "save_strategy": "no"}
-    made = trainer("left", callbacks=[Leaves()], **options, **SHARDED)
-    message = said(made.train)
-    step = made.state.global_step
-    return {**outcome(trainer("left", **options, **SHARDED), "left/checkpoint-2"), "said": message, "step": step}
+    """Leaves, and goes on in the very same process: nothing of the step that was taken back may be left over."""
+    made = accumulating("left", callbacks=[Leaves()], save_strategy="no", **SHARDED)
+    message, step = said(made.train), made.state.global_step
+    made.remove_callback(Leaves)
+    return {**outcome(made, "left/checkpoint-2"), "said": message, "step": step}
 
 
 @scenario
@@ -293,8 +300,10 @@ def _adapters() -> Any:
 
 
 def _with_adapters(name: str, resume: str | None = None, **changes: Any) -> dict[str, Any]:
-    options: dict[str, Any] = {"data": token_data(24), "data_collator": pad_tokens, **changes}
-    made = trainer(name, _adapters(), **options)
+    made = trainer(
+        name, _adapters(), data=token_data(24), data_collator=pad_tokens, eval_dataset=token_data(6, seed=1),
+        eval_strategy="steps", eval_steps=3, load_best_model_at_end=True, **changes,
+    )  # fmt: skip
     done = outcome(made, resume)
     return {**done, "files": sorted(each.name for each in (FOLDER / name / "checkpoint-6").iterdir())}
 
@@ -306,15 +315,12 @@ def adapters() -> dict[str, Any]:
 
 @scenario
 def adapters_parts() -> dict[str, Any]:
-    evaluated = {"eval_dataset": token_data(6, seed=1), "eval_strategy": "steps", "eval_steps": 3}
-    return _with_adapters("adapters_parts", load_best_model_at_end=True, **evaluated, **SHARDED)
+    return _with_adapters("adapters_parts", **SHARDED)
 
 
 @scenario
 def adapters_parts_resumed() -> dict[str, Any]:
-    evaluated = {"eval_dataset": token_data(6, seed=1), "eval_strategy": "steps", "eval_steps": 3}
-    changes = {"load_best_model_at_end": True, **evaluated, **SHARDED}
-    return _with_adapters("adapters_again", "adapters_parts/checkpoint-3", **changes)
+    return _with_adapters("adapters_again", "adapters_parts/checkpoint-3", **SHARDED)
 
 
 def _pairs(**changes: Any) -> dict[str, Any]:
@@ -347,7 +353,9 @@ def adamw_torch() -> dict[str, Any]:
 
 @scenario
 def bf16() -> dict[str, Any]:
-    return _pairs(bf16=True)
+    made = trainer("bf16_predicted", bf16=True, **SHARDED)
+    predicted = made.predict(token_data(4, seed=1)).predictions.dtype.name
+    return {**_pairs(bf16=True), "predicted": predicted}
 
 
 @scenario

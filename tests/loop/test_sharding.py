@@ -1,4 +1,4 @@
-"""Models shared out over two real processes (gloo, FSDP2): the same training, and checkpoints that anybody goes on from."""
+"""Models shared out over two real processes (gloo, FSDP2): the same training, checkpoints for any number of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ from onward import Trainer, TrainingArguments
 
 SCRIPT = Path(__file__).with_name("sharded.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-SLOW = ("adamw_torch", "rmsprop", "bf16", "recomputed", "recomputed_by_config", "generated", "twice", "at_once", "left")
+SLOW = (
+    "adamw_torch",
+    "adagrad",
+    "rmsprop",
+    "bf16",
+    "recomputed",
+    "recomputed_by_config",
+    "generated",
+    "twice",
+    "at_once",
+    "left",
+)
 CAME_OUT = Callable[[str], dict[str, Any]]
 
 
@@ -43,7 +54,7 @@ def came_out(folder: Path) -> CAME_OUT:
 def assert_close(got: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert len(got["logs"]) == len(wanted["logs"]) > 0
     for line, expected in zip(got["logs"], wanted["logs"], strict=True):
-        assert line == pytest.approx(expected, rel=1e-5)
+        assert line == pytest.approx(expected, rel=1e-5, nan_ok=True)
     assert got["weights"].keys() == wanted["weights"].keys()
     for name, value in wanted["weights"].items():
         assert torch.allclose(got["weights"][name], value, rtol=0, atol=2e-6), name
@@ -88,13 +99,15 @@ def test_processes_without_shards_go_on_from_them_and_the_other_way_round(came_o
 
 def test_one_process_goes_on_from_them(folder: Path, tmp_path: Path, came_out: CAME_OUT) -> None:
     args = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=6, save_strategy="no", logging_steps=1, report_to="none", use_cpu=True,
-        per_device_train_batch_size=4, disable_tqdm=True, learning_rate=1e-2, max_grad_norm=0.5, seed=7,
+        output_dir=str(tmp_path), max_steps=3, save_strategy="no", logging_steps=1, report_to="none", use_cpu=True,
+        per_device_train_batch_size=12, disable_tqdm=True, learning_rate=1e-2, max_grad_norm=0.5, seed=7,
     )  # fmt: skip
-    made = Trainer(tiny_llama(), args, train_dataset=token_data(24), data_collator=pad_tokens)
-    made.train(resume_from_checkpoint=str(folder / "parts" / "checkpoint-3"))
+    made = Trainer(tiny_llama(), args, train_dataset=token_data(36), data_collator=pad_tokens)
+    made.train(resume_from_checkpoint=str(folder / "accumulated_parts" / "checkpoint-2"))
     losses = [line["loss"] for line in made.state.log_history if "loss" in line]
-    assert losses == pytest.approx([line["loss"] for line in came_out("whole")["logs"]], rel=1e-4)
+    assert losses == pytest.approx([line["loss"] for line in came_out("accumulated")["logs"]], rel=1e-5)
+    for name, value in came_out("accumulated")["weights"].items():
+        assert torch.allclose(made.model.state_dict()[name], value, rtol=0, atol=2e-6), name
 
 
 def test_a_saved_model_is_read_by_from_pretrained(folder: Path, came_out: CAME_OUT) -> None:
@@ -112,8 +125,9 @@ def test_the_launcher_switches_it_on(came_out: CAME_OUT) -> None:
 
 
 def test_evaluation_may_come_first(came_out: CAME_OUT) -> None:
-    assert came_out("evaluated_first")["before"] == pytest.approx(came_out("evaluated_first")["plain"], rel=1e-6)
-    assert_equal(came_out("evaluated_first"), came_out("parts"))
+    ways = came_out("evaluated_first")
+    assert ways["parts"]["before"] == pytest.approx(ways["whole"]["before"], rel=1e-6)
+    assert_close(ways["parts"], ways["whole"])
 
 
 def test_accumulated_steps_are_the_same(came_out: CAME_OUT) -> None:
@@ -123,6 +137,9 @@ def test_accumulated_steps_are_the_same(came_out: CAME_OUT) -> None:
 def test_weights_of_the_first_process_running_statistics_and_tied_weights(folder: Path, came_out: CAME_OUT) -> None:
     assert_close(came_out("normed_parts"), came_out("normed"))
     assert_equal(came_out("normed_parts_resumed"), came_out("normed_parts"))
+    statistics = came_out("normed_parts")["statistics"]  # summed over processes
+    assert torch.equal(came_out("normed_parts_resumed")["statistics"], statistics)
+    assert torch.allclose(came_out("normed")["statistics"], statistics, atol=1e-6)
     sizes = [
         (folder / name / "checkpoint-3" / "model.safetensors").stat().st_size for name in ("normed", "normed_parts")
     ]
@@ -159,17 +176,12 @@ def test_adapters(came_out: CAME_OUT) -> None:
     done = came_out("adapters_parts")
     assert "adapter_model.safetensors" in done["files"]
     assert done["files"] == came_out("adapters")["files"]
-    trained = {**done, "logs": [line for line in done["logs"] if "loss" in line]}
-    assert_close({**trained, "weights": {}}, {**came_out("adapters"), "weights": {}})
+    assert_close(done, came_out("adapters"))
     assert_equal(came_out("adapters_parts_resumed"), done)
 
 
-SOME = ["sgd", "adagrad"]
-
-
-@pytest.mark.parametrize("name", SOME)
-def test_optimizers(name: str, came_out: CAME_OUT) -> None:
-    assert_pair(came_out(name))
+def test_an_optimizer_with_momentum(came_out: CAME_OUT) -> None:
+    assert_pair(came_out("sgd"))
 
 
 def assert_pair(pair: dict[str, Any]) -> None:
@@ -190,7 +202,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> CAME_OUT:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adamw_torch", "rmsprop", "recomputed"])
+@pytest.mark.parametrize("name", ["adamw_torch", "adagrad", "rmsprop", "recomputed"])
 def test_more_ways_to_train(name: str, slow: CAME_OUT) -> None:
     assert_pair(slow(name))
 
@@ -202,6 +214,7 @@ def test_half_precision(slow: CAME_OUT) -> None:
     losses = [[line["loss"] for line in pair[way]["logs"]] for way in ("parts", "whole")]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
     assert all(value.dtype is torch.float32 for value in pair["parts"]["weights"].values())
+    assert pair["predicted"] == "float32"
 
 
 @pytest.mark.slow
