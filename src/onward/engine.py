@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from onward.arguments.devices import environment_kept
 from onward.arguments.optimization import BLOCKS
 from onward.data.ahead import Transfer
-from onward.engine_sharding import environment_kept, settle_sharding, sharding_plugin
+from onward.engine_sharding import settle_sharding, sharding_plugin
 from onward.errors import NotSupported, UsageError, did_you_mean
 from onward.gather.nests import leaves
 from onward.onhost import keep_mask
@@ -65,7 +66,8 @@ def create_accelerator(args: Any, options: Callable[..., dict[str, Any]]) -> Acc
     loaders = DataLoaderConfiguration(**{k: settings.pop(k) for k in loader_names if k in settings})
     loaders.data_seed = args.data_seed
     _refuse_parallelism(args)
-    with environment_kept():
+    # accelerate writes into it, and the next trainer of this process would be sharded by that.
+    with environment_kept("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
         keywords = options(
             dataloader_config=loaders,
             gradient_accumulation_plugin=GradientAccumulationPlugin(**accumulation),

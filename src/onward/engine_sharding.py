@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,21 +16,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@contextlib.contextmanager
-def environment_kept() -> Iterator[None]:
-    """Undo what accelerate writes into the environment: the next trainer of this process would be sharded by it."""
-    names = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 def sharding_plugin(args: Any) -> Any:
     """accelerate's settings of sharding, from the arguments or from its launcher; None where nobody asks for it.
 
@@ -44,16 +27,16 @@ def sharding_plugin(args: Any) -> Any:
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if given is None and not (launched and args.world_size > 1):
         return None
-    if args.world_size == 1:
-        raise UsageError(
-            "fsdp shares a model out over processes, but there is only one. Start several (torchrun --nproc-per-node "
-            "or accelerate launch), or leave fsdp out."
-        )
     version = os.environ.get("FSDP_VERSION", "1") if given is None else given.get("fsdp_version")
     if str(version) != "2":
         raise NotSupported(
             "onward shards with FSDP2, the arguments or the launcher ask for FSDP1. Set fsdp_config={'version': 2}, or "
             "start with accelerate launch --fsdp_version 2."
+        )
+    if args.world_size == 1:
+        raise UsageError(
+            "fsdp shares a model out over processes, but there is only one. Start several (torchrun --nproc-per-node "
+            "or accelerate launch), or leave fsdp out."
         )
     if args.device.type == "cpu" and torch.accelerator.is_available():
         raise NotSupported(
@@ -62,9 +45,11 @@ def sharding_plugin(args: Any) -> Any:
         )
     check_combinations(args)
     from accelerate.utils import FullyShardedDataParallelPlugin
-    from torch.distributed.fsdp import MixedPrecisionPolicy
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
     plugin = FullyShardedDataParallelPlugin(**(given or {}))
+    if args.device.type == "cpu" and isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise NotSupported("fsdp_config's cpu_offload moves weights to host memory, where they are: leave it out.")
     if plugin.activation_checkpointing:
         # accelerate's own would draw other dropout masks when it recomputes, and change the names of the weights.
         plugin.activation_checkpointing = False

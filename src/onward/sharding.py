@@ -58,7 +58,7 @@ def class_of(model: nn.Module) -> type[nn.Module]:
 
 
 def whole_weights(model: nn.Module, keep: bool) -> dict[str, Any]:
-    """The model's state dict with whole weights, in host memory where they lay in parts. All processes must call it.
+    """A copy of the model's state dict with whole weights, in host memory. All processes must call it.
 
     Args:
         model: sharded, or not yet.
@@ -69,7 +69,7 @@ def whole_weights(model: nn.Module, keep: bool) -> dict[str, Any]:
 
 
 def whole_state(optimizer: Any, keep: bool) -> dict[str, Any]:
-    """The optimizer's state dict with whole tensors. All processes must call it; see `whole_weights` for ``keep``.
+    """A copy of the optimizer's state dict with whole tensors: like `whole_weights`.
 
     Raises:
         NotSupported: it keeps something that has another shape than the weights, and could not be loaded again.
@@ -121,11 +121,10 @@ def _put_together(state: Mapping[str, Any], keep: bool) -> dict[str, Any]:
 def _whole(value: Any, keep: bool) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
-    with torch.no_grad():
-        if is_part(value):
-            value = value.detach().full_tensor()  # type: ignore[attr-defined]  # the processes exchange parts
-            return value.cpu() if keep else None
-    return value.detach()
+    value = value.detach()
+    if is_part(value):
+        value = value.full_tensor()  # the processes exchange parts
+    return value.to("cpu", copy=True) if keep else None
 
 
 def _numbered(optimizer: Any, state: Mapping[str, Any]) -> dict[int, Any]:

@@ -248,10 +248,14 @@ def test_ray_gets_a_checkpoint_that_can_be_read(tmp_path: Path) -> None:
     assert "TrainerControl" in state.stateful_callbacks
 
 
-def test_sharding_is_refused_whoever_asks_for_it(tmp_path: Path) -> None:
+def test_other_ways_to_shard_are_refused_whoever_asks_for_them(tmp_path: Path) -> None:
     class Sharded:
         tp_enabled = True
 
+    args = stock(tmp_path)
+    args.fsdp_plugin_args = {"fsdp_version": 1}  # what transformers makes of fsdp_config={"version": 1}
+    with pytest.raises(onward.errors.NotSupported, match="FSDP2"):
+        onward.Trainer(TinyRegression(), args)
     args = stock(tmp_path)
     args.parallelism_config = Sharded()
     with pytest.raises(onward.errors.NotSupported, match="parallelism_config"):

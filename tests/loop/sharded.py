@@ -2,8 +2,7 @@
 
     torchrun --nproc-per-node 2 tests/loop/sharded.py FOLDER [scenario ...]
 
-Rank 0 writes ``FOLDER/<scenario>.pt``. Scenarios run in the order in which they stand here, because some go on from the
-checkpoints of others.
+Rank 0 writes ``FOLDER/<scenario>.pt``. They run in the order below: some go on from the checkpoints of others.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,10 @@ def scenario(run: Scenario) -> Scenario:
     return run
 
 
+def language_model(dtype: torch.dtype = torch.float32) -> Any:
+    return tiny_llama(attention_dropout=0.1, tie_word_embeddings=True).to(dtype)
+
+
 def trainer(name: str, model: Any = None, cls: type[Trainer] = Trainer, data: Any = None, **changes: Any) -> Trainer:
     """A trainer of 6 steps over tokens that saves behind the third; keywords are arguments, or the trainer's own."""
     own = ("callbacks", "optimizers", "eval_dataset", "data_collator")
@@ -46,7 +50,7 @@ def trainer(name: str, model: Any = None, cls: type[Trainer] = Trainer, data: An
         "max_grad_norm": 0.5, "seed": 7, "ddp_find_unused_parameters": False,
     }  # fmt: skip
     if model is None:
-        model, data, parts = tiny_llama(attention_dropout=0.1), token_data(24), {"data_collator": pad_tokens, **parts}
+        model, data, parts = language_model(), token_data(24), {"data_collator": pad_tokens, **parts}
     return cls(model, TrainingArguments(**settings | changes), train_dataset=data, **parts)
 
 
@@ -57,13 +61,10 @@ def outcome(made: Trainer, resume: Any = None) -> dict[str, Any]:
 
 
 def result(made: Trainer) -> dict[str, Any]:
-    logs = [{k: v for k, v in line.items() if k in ("loss", "grad_norm", "eval_loss")} for line in history(made)]
+    seen = ("loss", "grad_norm", "eval_loss")
+    logs = [{name: line[name] for name in seen if name in line} for line in made.state.log_history]
     weights = whole_weights(made._model_to_save(), keep=True)
-    return {"logs": logs, "weights": {k: v.clone() for k, v in weights.items()}, "sharded": is_sharded(made.model)}
-
-
-def history(made: Trainer) -> list[dict[str, Any]]:
-    return [line for line in made.state.log_history if "loss" in line or "eval_loss" in line]
+    return {"logs": list(filter(None, logs)), "weights": weights, "sharded": is_sharded(made.model)}
 
 
 def said(action: Callable[[], Any]) -> str:
@@ -246,8 +247,7 @@ class FullDisk(Trainer):
 @scenario
 def full_disk() -> dict[str, Any]:
     made = trainer("full_disk", cls=FullDisk, save_steps=2, **SHARDED)
-    done = outcome(made)
-    return {**done, "saved": sorted(each.name for each in (FOLDER / "full_disk").glob("checkpoint-*"))}
+    return {**outcome(made), "saved": sorted(each.name for each in (FOLDER / "full_disk").glob("checkpoint-*"))}
 
 
 class Leaves(TrainerCallback):
@@ -278,15 +278,21 @@ def refused() -> dict[str, Any]:
 # -- models, optimizers, precision ------------------------------------------------------------------------------------
 
 
+class Ages(Trainer):
+    """Finds the first model the best."""
+
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        return {**super().evaluate(*args, **options), "eval_age": -self.state.global_step}
+
+
 @scenario
 def best() -> dict[str, Any]:
     made = trainer(
-        "best", eval_dataset=token_data(6, seed=1), eval_strategy="steps", eval_steps=1, save_steps=1,
-        load_best_model_at_end=True, save_total_limit=2, learning_rate=0.3, **SHARDED,
+        "best", cls=Ages, eval_dataset=token_data(6, seed=1), eval_strategy="steps", eval_steps=1, save_steps=1,
+        load_best_model_at_end=True, save_total_limit=2, metric_for_best_model="age", **SHARDED,
     )  # fmt: skip
     done = outcome(made)
-    again = made.evaluate()["eval_loss"]
-    return {**done, "again": again, "metric": made.state.best_metric, "at": made.state.best_global_step}
+    return {**done, "again": made.evaluate()["eval_loss"], "at": made.state.best_global_step}
 
 
 def _adapters() -> Any:
@@ -323,44 +329,32 @@ def adapters_parts_resumed() -> dict[str, Any]:
     return _with_adapters("adapters_again", "adapters_parts/checkpoint-3", **SHARDED)
 
 
-def _pairs(**changes: Any) -> dict[str, Any]:
+def _pairs(dtype: torch.dtype = torch.float32, **changes: Any) -> dict[str, Any]:
     """A run, one that goes on from its middle, and the same without shards."""
-    whole_run = outcome(trainer("pair_whole", **changes))
-    first = outcome(trainer("pair", **changes, **SHARDED))
-    second = outcome(trainer("pair_again", **changes, **SHARDED), "pair/checkpoint-3")
-    return {"whole": whole_run, "parts": first, "resumed": second}
+    options: dict[str, Any] = {"data": token_data(24), "data_collator": pad_tokens, **changes}
+    sharded = {**options, **SHARDED}
+    return {
+        "whole": outcome(trainer("pair_whole", language_model(dtype), **options)),
+        "parts": outcome(trainer("pair", language_model(dtype), **sharded)),
+        "resumed": outcome(trainer("pair_again", language_model(dtype), **sharded), "pair/checkpoint-3"),
+    }
 
 
-@scenario
-def sgd() -> dict[str, Any]:
-    return _pairs(optim="sgd", optim_args="momentum=0.9")
-
-
-@scenario
-def adagrad() -> dict[str, Any]:
-    return _pairs(optim="adagrad")
-
-
-@scenario
-def rmsprop() -> dict[str, Any]:
-    return _pairs(optim="rmsprop")
-
-
-@scenario
-def adamw_torch() -> dict[str, Any]:
-    return _pairs(optim="adamw_torch")
+PAIRS: dict[str, dict[str, Any]] = {
+    "sgd": {"optim": "sgd", "optim_args": "momentum=0.9"},
+    "adagrad": {"optim": "adagrad"},
+    "rmsprop": {"optim": "rmsprop"},
+    "adamw_torch": {"optim": "adamw_torch"},
+    "recomputed": {"gradient_checkpointing": True},
+}
+SCENARIOS |= {name: partial(_pairs, **changes) for name, changes in PAIRS.items()}
 
 
 @scenario
 def bf16() -> dict[str, Any]:
     made = trainer("bf16_predicted", bf16=True, **SHARDED)
     predicted = made.predict(token_data(4, seed=1)).predictions.dtype.name
-    return {**_pairs(bf16=True), "predicted": predicted}
-
-
-@scenario
-def recomputed() -> dict[str, Any]:
-    return _pairs(gradient_checkpointing=True)
+    return {**_pairs(torch.bfloat16, bf16=True), "predicted": predicted}
 
 
 @scenario
@@ -386,7 +380,7 @@ def generated() -> dict[str, Any]:
     made.train()
     prompt = torch.tensor([[5, 6, 7 + RANK]])
     tokens = made.model.generate(prompt, max_new_tokens=4, do_sample=False, synced_gpus=True, pad_token_id=0)
-    alone = tiny_llama()
+    alone = language_model().eval()
     alone.load_state_dict(whole_weights(made.model, keep=True))
     wanted = alone.generate(prompt, max_new_tokens=4, do_sample=False, pad_token_id=0, synced_gpus=False)
     return {"tokens": tokens.tolist(), "wanted": wanted.tolist()}

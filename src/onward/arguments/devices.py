@@ -6,7 +6,9 @@ or the world size: arguments can be built, printed and compared without starting
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,8 +74,26 @@ def _fresh_state(args: TrainingArguments) -> PartialState:
     if launched_as_many():
         # In a single process, accelerate takes a backend for a sign that a process group exists, and fails.
         settings = {"backend": args.ddp_backend, "timeout": timedelta(seconds=args.ddp_timeout)}
-    # Without an accelerator, processes must be told to meet on the CPU: each would train alone otherwise.
-    return PartialState(cpu=not has_accelerator(args), **settings)
+    with environment_kept("ACCELERATE_USE_FSDP", "FSDP_OFFLOAD_PARAMS"):
+        if (args.fsdp_plugin_args or {}).get("cpu_offload", False):
+            # Then accelerate opens a way for tensors on the CPU beside that for the accelerators.
+            os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_OFFLOAD_PARAMS="true")
+        # Without an accelerator, processes must be told to meet on the CPU: each would train alone otherwise.
+        return PartialState(cpu=not has_accelerator(args), **settings)
+
+
+@contextlib.contextmanager
+def environment_kept(*names: str) -> Iterator[None]:
+    """Put these variables of the environment back behind the block, whatever it sets them to."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def apply_tf32(args: TrainingArguments) -> None:

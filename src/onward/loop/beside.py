@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onward import sharding
 from onward.arguments import option
 from onward.checkpoint import layout, parts, ranks, store, weights
 from onward.checkpoint.failures import is_storage_failure
@@ -74,9 +75,8 @@ class _Copies:
 
 def hand_over(host: CheckpointHooks, job: SaveJob) -> bool:
     """Copy the state and let the writer save it; False where that cannot be (then nothing has happened)."""
-    accepted = True
-    if host.args.should_save:
-        desk = host._desk()
+    accepted, desk = True, host._desk()
+    if host.args.should_save or host.is_fsdp_enabled:  # all processes hand in their parts of a sharded model
         try:
             copies = _copy_state(host)
         except (NotCopyableError, MemoryError) as reason:
@@ -95,14 +95,13 @@ def hand_over(host: CheckpointHooks, job: SaveJob) -> bool:
 def _copy_state(host: CheckpointHooks) -> _Copies:
     args = host.args
     model = host._model_to_save()
-    model_state, write_model = _model_to_write(host, model)
-    optimizer = None if args.save_only_model else host.optimizer.state_dict()
+    write_model = _writer_of(host, model)
     scaler = None if args.save_only_model else getattr(host.accelerator, "scaler", None)
     state = copy.copy(host.state)
     state.log_history = list(state.log_history)
     state.stateful_callbacks = copy.deepcopy(state.stateful_callbacks)
     return _Copies(
-        snapshot=host._desk().writer.buffers.copy((model_state, optimizer)),
+        snapshot=_snapshot(host, model),
         write_model=write_model,
         scheduler=None if args.save_only_model else copy.deepcopy(host.lr_scheduler.state_dict()),
         scaler=None if scaler is None else scaler.state_dict(),
@@ -112,20 +111,31 @@ def _copy_state(host: CheckpointHooks) -> _Copies:
     )
 
 
-def _model_to_write(host: CheckpointHooks, model: Any) -> tuple[Any, Callable[[Path, Any, Create], None]]:
-    """Return the weights to copy, and what writes the copy.
+def _snapshot(host: CheckpointHooks, model: Any) -> Snapshot:
+    """Copy weights and optimizer state; what is put together of a sharded model is a copy already."""
+    optimizer = None if host.args.save_only_model else host.optimizer
+    if host.is_fsdp_enabled:
+        keep = host.args.should_save
+        state = None if optimizer is None else sharding.whole_state(optimizer, keep)
+        return Snapshot((sharding.whole_weights(model, keep), state))
+    state = None if optimizer is None else optimizer.state_dict()
+    return host._desk().writer.buffers.copy((model.state_dict(), state))
+
+
+def _writer_of(host: CheckpointHooks, model: Any) -> Callable[[Path, Any, Create], None]:
+    """Return what writes a copy of the model's weights.
 
     Raises:
         NotCopyableError: the model's own way of saving may look at the live weights.
     """
     if not weights.can_save_a_copy(model):
-        raise NotCopyableError(f"a {type(model).__name__} decides itself what to save")
+        raise NotCopyableError(f"a {sharding.class_of(model).__name__} decides itself what to save")
     limit = option(host.args, "max_shard_size")
 
     def write(folder: Path, copied: Any, create: Create) -> None:
         weights.save_weights(model, folder, copied, limit, create=create)
 
-    return model.state_dict(), write
+    return write
 
 
 def _save_beside(job: SaveJob, copies: _Copies) -> None:

@@ -169,8 +169,6 @@ def _wants_writer(host: CheckpointHooks) -> bool:
         reason = f"{', '.join(names)} listens to on_save"
     elif calls_are_intercepted(host.callback_handler):
         reason = "events are intercepted"
-    elif host.is_fsdp_enabled or host.is_deepspeed_enabled:
-        reason = "the state is sharded over ranks"
     if reason is not None and reason != desk.told_why:
         desk.told_why = reason
         logger.info("Checkpoints are saved synchronously: %s.", reason)

@@ -59,6 +59,8 @@ def train(host: TrainerBase, resume: str | bool | None, trial: Any, ignore_keys:
         checkpoint = find_checkpoint(host._fetch_checkpoint(resume), host._get_output_dir(host._trial))
         host._begin_saves(checkpoint)
         if checkpoint is not None:
+            if host.is_fsdp_enabled:  # before the weights are loaded: sharding may widen their number format
+                engine_sharding.shard(host.accelerator, host.model, host.optimizer)
             host._load_from_checkpoint(str(checkpoint))
         output: TrainOutput = host._inner_training_loop(
             batch_size=host._train_batch_size,
