@@ -84,7 +84,7 @@ def whole_state(optimizer: Any, keep: bool) -> dict[str, Any]:
     return {**state, "state": whole} if keep else {}
 
 
-def parts_of_state(optimizer: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
+def parts_of_state(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
     """A saved state dict as `optimizer` can load it: where its weights lie in parts, so does their state."""
     weights = _numbered(optimizer, state)
     if not any(map(is_part, weights.values())):

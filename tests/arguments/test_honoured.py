@@ -57,6 +57,8 @@ SHOWN_BY = {
     "auto_find_batch_size": "robustness/test_grow.py::test_accumulation_falls_as_the_micro_batch_grows",
     "log_on_each_node": "arguments/test_effects.py::test_log_on_each_node",
     "log_level_replica": "arguments/test_effects.py::test_ddp_backend_ddp_timeout_and_log_level_replica",
+    "fsdp": "loop/test_sharding.py::test_shards_train_like_whole_weights",
+    "fsdp_config": "arguments/test_sharding.py::test_words_mean_what_they_mean_to_transformers",
     "ddp_backend": "arguments/test_effects.py::test_ddp_backend_ddp_timeout_and_log_level_replica",
     "ddp_timeout": "arguments/test_effects.py::test_ddp_backend_ddp_timeout_and_log_level_replica",
     "logging_nan_inf_filter": "arguments/test_effects.py::test_logging_nan_inf_filter",

@@ -1,4 +1,4 @@
-"""Models shared out over two real processes (gloo, FSDP2): the same training, checkpoints for any number of them."""
+"""`fsdp=True` on two real processes (gloo): the same training as whole, checkpoints for any number of processes."""
 
 from __future__ import annotations
 
