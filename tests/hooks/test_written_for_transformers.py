@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from tests.parity.compare import measured
 from tests.tiny import RegressionData, TinyRegression
 from torch.utils.data import DataLoader, RandomSampler
@@ -288,3 +289,21 @@ def test_an_override_that_is_never_called_is_told(tmp_path: Path, caplog: pytest
     caplog.clear()
     onward.Trainer(TinyRegression(), args, train_dataset=RegressionData(8))
     assert "never calls" not in caplog.text
+
+
+def compiled(model: torch.nn.Module) -> Any:
+    """As a script does before it hands the model over."""
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [compiled, torch.nn.DataParallel])
+def test_a_model_that_the_user_wrapped_takes_the_columns_that_it_takes_plain(wrap: Any, tmp_path: Path) -> None:
+    rows = [{**RegressionData(8)[at], "note": at} for at in range(8)]
+    found = []
+    for name, model in (("plain", TinyRegression()), ("wrapped", wrap(TinyRegression()))):
+        args = stock(tmp_path / name, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=3)
+        trainer = onward.Trainer(model, args, train_dataset=rows, eval_dataset=rows)
+        trainer.train()
+        weights = load_file(tmp_path / name / "checkpoint-3" / "model.safetensors")
+        found.append((history(trainer), {name: value.tolist() for name, value in weights.items()}))
+    assert found[0] == found[1]

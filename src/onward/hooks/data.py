@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from onward import engine
 from onward.data import order as orders
 from onward.data.columns import ColumnDroppingCollator, remove_unused, signature_columns
 from onward.errors import DataError
@@ -70,6 +71,7 @@ class DataHooks(TrainerBase):
             description="Evaluation",
             batch_size=self.args.eval_batch_size,
             sampler_fn=self._get_eval_sampler,
+            dataloader_key=key,
         )
         if self.args.dataloader_persistent_workers:
             self._eval_dataloaders = {**kept, key: loader}
@@ -172,7 +174,9 @@ class DataHooks(TrainerBase):
         if self._signature_columns is None:
             from onward.model_setup import without_peft
 
-            self._signature_columns = signature_columns(without_peft(self.model).forward, self.label_names)
+            # The forward of a wrapper (torch.compile, DataParallel) takes anything, and names nothing.
+            base = without_peft(engine.unwrapped(self.accelerator, self.model))
+            self._signature_columns = signature_columns(base.forward, self.label_names)
 
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
         """Drop the columns of a `datasets.Dataset` that the model does not take."""

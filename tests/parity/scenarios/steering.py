@@ -258,3 +258,20 @@ def models_that_are_told_the_number_of_items(stage: Any) -> Any:
             record = stage.train(model, points(18), parts, gradient_accumulation_steps=accumulation, **changes)
             found[name] = {**record, "told": model.told}
     return found
+
+
+@scenario
+def hook_that_makes_every_loader(stage: Any) -> Any:
+    """`_get_dataloader` for training, evaluation and prediction."""
+
+    class Own(stage.lib.Trainer):  # type: ignore[misc, name-defined]
+        def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *rest: Any, **named: Any) -> Any:
+            asked.append([len(dataset), description, batch_size, len(rest), sorted(named), named.get("dataloader_key")])
+            return super()._get_dataloader(dataset, description, batch_size, *rest, **named)
+
+    asked: list[Any] = []
+    args = stage.arguments(eval_strategy="epoch", num_train_epochs=2)
+    trainer = stage.trainer(Regression(), args, Own, train_dataset=points(18), eval_dataset=points(8, seed=1))
+    record = stage.finish(trainer)
+    trainer.predict(points(5))
+    return {**record, "asked": asked}
