@@ -226,6 +226,19 @@ def test_importing_pulls_in_no_heavy_package(statement: str) -> None:
     assert not [name for name in new if name.startswith(("torch.distributed.fsdp", "torch._dynamo", "torch._inductor"))]
 
 
+@pytest.mark.parametrize("before", ["enable", "disable"])
+def test_importing_leaves_the_garbage_collector_as_it_was_and_sets_off_no_full_pass(before: str) -> None:
+    script = f"""
+import gc, torch
+gc.{before}()
+full = gc.get_stats()[2]["collections"]
+from onward import Trainer
+assert gc.get_stats()[2]["collections"] == full
+assert gc.isenabled() == ({before!r} == "enable")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_importing_the_package_alone_does_not_import_torch() -> None:
     script = "import sys, onward\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules, 'eager import'"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -68,7 +68,7 @@ def others(started: dict[str, Peer], settings: Settings) -> Iterator[Result]:
     found = ask("out_of_memory")
     title = f"out of memory: optimizer steps taken, wanted are {found[ONWARD]['wanted']}"
     yield row(title, "steps", {peer: a["steps"] for peer, a in found.items()}, found[ONWARD]["wanted"])
-    yield row("out of memory: weights off by at most", "", {peer: a["off"] for peer, a in found.items()}, 1e-5)
+    yield row("out of memory: weights off by at most", "absolute", {peer: a["off"] for peer, a in found.items()}, 1e-5)
     found = ask("not_a_number")
     yield row("one NaN among the labels: weights that are NaN", "%", {p: 100 * a["lost"] for p, a in found.items()}, 0)
     if settings.effort != "quick":  # ranks that hang take a minute

@@ -7,7 +7,9 @@ Names are resolved when they are first used, so importing the package costs next
 
 from __future__ import annotations
 
+import gc
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
@@ -89,9 +91,21 @@ def __getattr__(name: str) -> Any:
         from onward.errors import did_you_mean
 
         raise AttributeError(f"module 'onward' has no attribute '{name}'.{did_you_mean(name, _HOME_OF)}")
-    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    value = getattr(_import(_HOME_OF[name]), name)
     globals()[name] = value
     return value
+
+
+def _import(module: str) -> ModuleType:
+    # Without the pass of the garbage collector that an import sets off: it looks at every object of torch, which takes
+    # a third as long as the import itself, and finds nothing.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(module)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def __dir__() -> list[str]:
