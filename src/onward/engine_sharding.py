@@ -54,6 +54,8 @@ def sharding_plugin(args: Any) -> Any:
         # accelerate's own would draw other dropout masks when it recomputes, and change the names of the weights.
         plugin.activation_checkpointing = False
         args.activation_checkpointing = True
+        if plugin.activation_checkpointing_offload:
+            args.activation_checkpointing_kwargs = {**(args.activation_checkpointing_kwargs or {}), "offload": True}
     if args.mixed_precision != "no":
         # accelerate's own policy would exchange gradients and return the loss in 16 bits, too: unlike without shards.
         plugin.mixed_precision_policy = MixedPrecisionPolicy(

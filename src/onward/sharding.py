@@ -11,7 +11,7 @@ one if nobody has imported it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,15 +57,19 @@ def class_of(model: nn.Module) -> type[nn.Module]:
 # -- parts and wholes -------------------------------------------------------------------------------------------------
 
 
-def whole_weights(model: nn.Module, keep: bool) -> dict[str, Any]:
+def whole_weights(
+    model: nn.Module, keep: bool, choose: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
     """A copy of the model's state dict with whole weights, in host memory. All processes must call it.
 
     Args:
         model: sharded, or not yet.
         keep: whether this process wants them; the others only hand in their parts, and get an empty dictionary.
+        choose: returns the entries of the state dict that are wanted.
     """
     # Tied weights are one parameter under two names, which shall share memory in the result, too.
-    return _put_together(model.state_dict(keep_vars=True), keep)
+    state = model.state_dict(keep_vars=True)
+    return _put_together(state if choose is None else choose(state), keep)
 
 
 def whole_state(optimizer: Any, keep: bool) -> dict[str, Any]:

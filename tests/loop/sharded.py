@@ -14,17 +14,27 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
+from tests.loop.sharded_models import (
+    RANK,
+    Ages,
+    CountsSaved,
+    FullDisk,
+    Leaves,
+    Normed,
+    Poisoned,
+    adapted,
+    language_model,
+)
 from tests.tiny import RegressionData, TinyRegression, pad_tokens, tiny_llama, token_data
-from torch import nn
 
-from onward import Trainer, TrainerCallback, TrainingArguments
+from onward import Trainer, TrainingArguments
 from onward.errors import OnwardError, Preempted
 from onward.sharding import is_sharded, whole_weights
 
-RANK = int(os.environ.get("RANK", 0))
 FOLDER = Path(sys.argv[1]) if __name__ == "__main__" else Path()
 SHARDED = {"fsdp": True}
 Scenario = Callable[[], dict[str, Any]]
@@ -34,10 +44,6 @@ SCENARIOS: dict[str, Scenario] = {}
 def scenario(run: Scenario) -> Scenario:
     SCENARIOS[run.__name__] = run
     return run
-
-
-def language_model(dtype: torch.dtype = torch.float32) -> Any:
-    return tiny_llama(attention_dropout=0.1, tie_word_embeddings=True).to(dtype)
 
 
 def trainer(name: str, model: Any = None, cls: type[Trainer] = Trainer, data: Any = None, **changes: Any) -> Trainer:
@@ -110,13 +116,21 @@ def parts_from_whole() -> dict[str, Any]:
 @scenario
 def launched() -> dict[str, Any]:
     """accelerate launch --use_fsdp --fsdp_version 2 says so in the environment."""
-    settings = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-    os.environ.update(settings, FSDP_CPU_RAM_EFFICIENT_LOADING="true")
-    try:
+    settings = {
+        "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    }  # fmt: skip
+    with mock.patch.dict(os.environ, settings):
         return outcome(trainer("launched"))
-    finally:
-        for name in (*settings, "FSDP_CPU_RAM_EFFICIENT_LOADING"):
-            del os.environ[name]
+
+
+@scenario
+def one_after_the_other() -> dict[str, Any]:
+    """Arguments that know their place already when another trainer of the process is sharded."""
+    later = trainer("later").args
+    done = outcome(trainer("before", max_steps=1, **SHARDED))
+    made = Trainer(language_model(), later, train_dataset=token_data(24), data_collator=pad_tokens)
+    return {"sharded": done["sharded"], "later": outcome(made)}
 
 
 @scenario
@@ -158,25 +172,6 @@ def accumulated_parts() -> dict[str, Any]:
     return outcome(accumulating("accumulated_parts", **SHARDED))
 
 
-class Normed(nn.Module):
-    """A regression with running statistics, a layer that fits on no two processes evenly, and tied weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(RANK)  # another one on each process: they must agree
-            self.body = nn.Linear(4, 7, bias=False)  # in front of a norm a bias has no gradient but rounding
-            self.norm = nn.BatchNorm1d(7)
-            self.again = nn.Linear(7, 7)
-            self.twin = nn.Linear(7, 7, bias=False)
-            self.head = nn.Linear(7, 1)
-        self.twin.weight = self.again.weight
-
-    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = self.head(torch.relu(self.twin(self.again(self.norm(self.body(x)))))).squeeze(-1)
-        return {"loss": nn.functional.mse_loss(logits, labels), "logits": logits}
-
-
 def _normed(name: str, resume: str | None = None, **changes: Any) -> dict[str, Any]:
     made = trainer(name, Normed(), data=RegressionData(24), **changes)
     came_out = outcome(made, resume)
@@ -203,18 +198,6 @@ def normed_parts_resumed() -> dict[str, Any]:
 # -- accidents --------------------------------------------------------------------------------------------------------
 
 
-class Poisoned(Trainer):
-    """Has a loss that is not a number once, on one process."""
-
-    step = 4
-
-    def compute_loss(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
-        loss = super().compute_loss(model, inputs, *rest, **options)
-        if model.training and self._data_step == self.step and RANK == 1:
-            return loss * torch.nan
-        return loss
-
-
 @scenario
 def skipped() -> dict[str, Any]:
     return outcome(trainer("skipped", cls=Poisoned))
@@ -235,27 +218,10 @@ def rolled_back_parts() -> dict[str, Any]:
     return outcome(trainer("rolled_back_parts", cls=Poisoned, on_nonfinite="rollback", **SHARDED))
 
 
-class FullDisk(Trainer):
-    """Cannot write the weights at the first save."""
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self.state.global_step == 2 and self.args.should_save:
-            raise OSError(28, "No space left on device")
-        super()._save(output_dir, state_dict)
-
-
 @scenario
 def full_disk() -> dict[str, Any]:
     made = trainer("full_disk", cls=FullDisk, save_steps=2, **SHARDED)
     return {**outcome(made), "saved": sorted(each.name for each in (FOLDER / "full_disk").glob("checkpoint-*"))}
-
-
-class Leaves(TrainerCallback):
-    """Asks for the run to end in the middle of a step."""
-
-    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 2 and RANK == 0:
-            os.kill(os.getpid(), 10)  # SIGUSR1
 
 
 @scenario
@@ -278,13 +244,6 @@ def refused() -> dict[str, Any]:
 # -- models, optimizers, precision ------------------------------------------------------------------------------------
 
 
-class Ages(Trainer):
-    """Finds the first model the best."""
-
-    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
-        return {**super().evaluate(*args, **options), "eval_age": -self.state.global_step}
-
-
 @scenario
 def best() -> dict[str, Any]:
     made = trainer(
@@ -295,23 +254,15 @@ def best() -> dict[str, Any]:
     return {**done, "again": made.evaluate()["eval_loss"], "at": made.state.best_global_step}
 
 
-def _adapters() -> Any:
-    import peft
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        return peft.get_peft_model(
-            tiny_llama(), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
-        )
-
-
 def _with_adapters(name: str, resume: str | None = None, **changes: Any) -> dict[str, Any]:
+    evaluated = {"eval_dataset": token_data(6, seed=1), "eval_strategy": "steps", "eval_steps": 3}
     made = trainer(
-        name, _adapters(), data=token_data(24), data_collator=pad_tokens, eval_dataset=token_data(6, seed=1),
-        eval_strategy="steps", eval_steps=3, load_best_model_at_end=True, **changes,
+        name, adapted(), cls=CountsSaved, data=token_data(24), data_collator=pad_tokens, load_best_model_at_end=True,
+        **evaluated, **changes,
     )  # fmt: skip
     done = outcome(made, resume)
-    return {**done, "files": sorted(each.name for each in (FOLDER / name / "checkpoint-6").iterdir())}
+    files = sorted(each.name for each in (FOLDER / name / "checkpoint-6").iterdir())
+    return {**done, "files": files, "saved": made.saved}
 
 
 @scenario

@@ -97,6 +97,22 @@ def save_weights(
         save_tensors(model.state_dict() if state_dict is None else state_dict, folder, max_shard_size, create)
 
 
+def saved_entries(model: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entries of a state dict that `save_weights` looks at: of a PEFT model its adapters and embeddings."""
+    if not is_peft(model):
+        return state
+    from peft import get_peft_model_state_dict
+
+    wanted: set[int] = set()
+    for name in model.peft_config:  # type: ignore[union-attr]
+        # With the embeddings: whether they have grown, and are saved, PEFT finds out when it saves.
+        found = get_peft_model_state_dict(model, dict(state), name, save_embedding_layers=True)
+        wanted |= set(map(id, found.values()))
+    if not wanted <= set(map(id, state.values())):  # this kind of adapter computes what it saves
+        return state
+    return {name: value for name, value in state.items() if id(value) in wanted}
+
+
 def save_tensors(
     state: Mapping[str, Any], folder: Path, max_shard_size: str | int = DEFAULT_SHARD, create: Create = create_plain
 ) -> None:

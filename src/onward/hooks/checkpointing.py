@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,9 @@ class CheckpointHooks(TrainerBase):
         """
         folder = self.args.output_dir if output_dir is None else output_dir
         if self.is_fsdp_enabled:
-            whole = sharding.whole_weights(self._model_to_save(), keep=self.args.should_save)
-            self._save(folder, state_dict=whole)
+            model = self._model_to_save()
+            choose = partial(weights.saved_entries, model)
+            self._save(folder, state_dict=sharding.whole_weights(model, self.args.should_save, choose))
         else:
             self._save(folder)
         if self.args.push_to_hub and not _internal_call:
