@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import datetime
 import enum
 import io
@@ -104,9 +105,10 @@ def with_attribute() -> torch.Tensor:
         (torch.Generator(), "optimizer.pt['state'][0]", "torch._C.Generator"),
         (np.array([Window()]), "optimizer.pt['state'][0]", "numpy.ndarray"),
         (with_attribute(), "optimizer.pt['state'][0]", "torch.Tensor"),
+        (defaultdict(Window, {1: 2}), "the default_factory of optimizer.pt['state'][0]", "type"),
         (Typed(1, Window()), "optimizer.pt['state'][0]", "test_pickled.Typed"),
     ],
-    ids=["class", "deep", "function", "generator", "array", "attribute", "tuple"],
+    ids=["class", "deep", "function", "generator", "array", "attribute", "factory", "tuple"],
 )
 def test_what_would_not_come_back_is_refused_by_place_and_type(value: Any, place: str, kind: str) -> None:
     buffer = io.BytesIO()
@@ -123,6 +125,17 @@ def test_an_allowed_class_comes_back_and_stays_allowed() -> None:
         assert there_and_back(deque([Window(5)]))[0].size == 5
         assert {Window, deque} <= set(torch.serialization.get_safe_globals())
     assert deque not in torch.serialization.get_safe_globals()
+
+
+def test_what_is_registered_later_for_copying_is_pickled_that_way() -> None:
+    def made(window: Window) -> Any:
+        return str, ("a window",)
+
+    copyreg.pickle(Window, made)
+    try:
+        assert there_and_back(Window()) == "a window"
+    finally:
+        del copyreg.dispatch_table[Window]
 
 
 def test_a_file_with_a_class_that_is_not_allowed_is_refused_by_name(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ its user (`torch.serialization.add_safe_globals`); what would not be read again 
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import datetime
 import decimal
 import enum
@@ -17,9 +18,8 @@ import pickle
 import sys
 import threading
 import uuid
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from copyreg import dispatch_table
 from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import SimpleNamespace
 from typing import Any
@@ -90,6 +90,8 @@ def _unreadable(data: Any, place: str, seen: set[int]) -> Iterator[tuple[str, An
     if type(data) in _PLAIN or id(data) in seen or (type(data) in _TENSORS and not vars(data)):
         return
     seen.add(id(data))
+    if type(data) is defaultdict:
+        yield from _unreadable(data.default_factory, f"the default_factory of {place}", seen)
     if type(data) in (dict, OrderedDict, defaultdict, Counter):
         for key, value in data.items():
             yield from _unreadable(key, f"the key {key!r} of {place}", seen)
@@ -115,17 +117,19 @@ def _comes_back(value: Any) -> bool:
     return True
 
 
+_MADE_WHOLE: dict[type, Any] = {
+    deque: lambda whole: (deque, ([*whole], whole.maxlen)),
+    defaultdict: lambda whole: (defaultdict, (whole.default_factory, dict(whole))),
+}
+"""Containers that pickle makes empty and then fills: torch's reader fills none, so they are made with their content."""
+_TABLE: Any = ChainMap(_MADE_WHOLE, copyreg.dispatch_table)
+
+
 class _Pickler(pickle.Pickler):
-    """Containers that are filled behind their making come back only if they are made whole: torch's reader fills none.
-
-    torch takes what has the members of the module `pickle` that it needs.
-    """
-
-    dispatch_table = dispatch_table.copy()
-    dispatch_table[deque] = lambda whole: (deque, ([*whole], whole.maxlen))
-    dispatch_table[defaultdict] = lambda whole: (defaultdict, (whole.default_factory, dict(whole)))
+    dispatch_table = _TABLE
 
 
+# torch takes what has the members of the module `pickle` that it needs.
 _AS_PICKLE = SimpleNamespace(__name__="pickle", Pickler=_Pickler)
 
 
