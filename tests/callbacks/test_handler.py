@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import transformers
+from tests.tiny import RegressionData, TinyRegression
 from transformers.trainer_callback import CallbackHandler as TheirHandler, TrainerControl as TheirControl
 
+from onward import Trainer, TrainingArguments
 from onward.callbacks import (
     EVENTS,
     CallbackHandler,
@@ -241,3 +245,71 @@ def test_the_error_event_is_ours_alone() -> None:
     error = ValueError("x")
     handler_of(transformers.TrainerCallback(), ours).on_train_error(ARGS, TrainerState(), TrainerControl(), error=error)
     assert seen == [error]
+
+
+class Suffers(Trainer):
+    """Its gradients are NaN at one step, and it runs out of memory with more than `room` samples."""
+
+    room, bad, taken = 8, 5, 0
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        if len(inputs["labels"]) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.taken += 1
+        if self.taken == self.bad:
+            for weight in model.parameters():
+                weight.grad.mul_(torch.nan)
+        return loss
+
+
+class Compares(TrainerCallback):
+    """Keeps what it is handed that is not what its trainer has now."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+        self.heard: set[str] = set()
+        self.stale: list[tuple[str, str]] = []
+
+    def compare(self, event: str, subject: dict[str, Any], handed: dict[str, Any]) -> None:
+        """Compare with the attributes of the same names."""
+        trainer = self.trainer
+        if trainer is None:  # in the constructor
+            return
+        self.heard.add(event)
+        for name in ("model", "optimizer", "lr_scheduler", "processing_class"):
+            subject[name] = handed[name]
+        self.stale += [(event, name) for name, value in subject.items() if value is not getattr(trainer, name)]
+        if handed["train_dataloader"] is not trainer.feed.loader:
+            self.stale.append((event, "train_dataloader"))
+        if subject["state"].train_batch_size != trainer._train_batch_size:
+            self.stale.append((event, "train_batch_size"))
+
+
+for name in (*EVENTS, "on_rollback"):
+    setattr(
+        Compares,
+        name,
+        lambda self, args, state, control, __name=name, **handed: self.compare(
+            __name, {"args": args, "state": state, "control": control}, handed
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("room", "settings"),
+    [(8, {"on_nonfinite": "rollback"}), (2, {"auto_find_batch_size": True, "on_nonfinite": "rollback"})],
+)
+def test_callbacks_are_handed_what_the_trainer_has_now(room: int, settings: dict[str, Any], tmp_path: Path) -> None:
+    args = TrainingArguments(
+        output_dir=str(tmp_path), num_train_epochs=2, per_device_train_batch_size=8, save_steps=2, eval_steps=3,
+        eval_strategy="steps", logging_steps=1, report_to="none", disable_tqdm=True, **settings,
+    )  # fmt: skip
+    data = {"train_dataset": RegressionData(32), "eval_dataset": RegressionData(8)}
+    trainer = Suffers(TinyRegression(), args, callbacks=[callback := Compares()], **data)
+    trainer.room, callback.trainer = room, trainer
+    trainer.bad = 5 if room == 8 else 17
+    trainer.train()
+    assert callback.stale == []
+    assert {"on_rollback", "on_evaluate", "on_save", "on_log", "on_train_end"} <= callback.heard
+    assert trainer._train_batch_size == room
