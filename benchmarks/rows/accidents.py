@@ -70,7 +70,9 @@ def others(started: dict[str, Peer], settings: Settings) -> Iterator[Result]:
     yield row(title, "steps", {peer: a["steps"] for peer, a in found.items()}, found[ONWARD]["wanted"])
     yield row("out of memory: weights off by at most", "absolute", {peer: a["off"] for peer, a in found.items()}, 1e-5)
     found = ask("not_a_number")
-    yield row("one NaN among the labels: weights that are NaN", "%", {p: 100 * a["lost"] for p, a in found.items()}, 0)
+    lost, logged = ({peer: a[key] for peer, a in found.items()} for key in ("lost", "logged"))
+    title = "one NaN among the labels: weights that are NaN"
+    yield row(title, "%", {peer: 100 * share for peer, share in lost.items()}, 0, logged=logged)
     if settings.effort != "quick":  # ranks that hang take a minute
         found = {peer: process.ask(what="told_to_leave", peer=peer) for peer, process in started.items()}
         left = {peer: a["left"] for peer, a in found.items()}
