@@ -70,10 +70,15 @@ def resumed(folder: Path, name: str, every: bool) -> dict[str, Any]:
             same = traces(again) == traces(trainer) and all_equal(state_of(again), state_of(trainer))
             why = why if same else f"{checkpoint.name}: another end"
         except Exception as error:
-            same, why = False, f"{checkpoint.name}: {type(error).__name__}: {error}"
+            same, why = False, f"{checkpoint.name}: {told(error, folder)}"
         equal = equal and same
         shutil.rmtree(folder / "again", ignore_errors=True)
     return {"asked": True, "equal": equal, "why": why, "train_loss off by": off}
+
+
+def told(error: Exception, folder: Path) -> str:
+    """Of an error, what is the same on every machine."""
+    return f"{type(error).__name__}: {error}".replace(f"{folder}/", "")[:200]
 
 
 def traces(trainer: Any) -> list[dict[str, Any]]:
@@ -158,7 +163,7 @@ def killed(folder: Path, kills: int) -> dict[str, Any]:
         try:
             ends.append("equal" if all_equal(go_on(run), wanted) else "other weights")
         except Exception as error:
-            ends.append(f"{type(error).__name__}: {error}"[:200])
+            ends.append(told(error, folder))
     return {"ends": ends}
 
 
