@@ -48,14 +48,14 @@ class Contest:
         Rounds are short and many: a shared machine changes its speed while a long one runs.
         """
         steps = settings.pick(full=4, quick=3, smoke=2)
-        rounds = settings.pick(full=10, quick=3, smoke=1)
+        rounds = settings.pick(full=10, quick=1, smoke=1)
         # A process for each run, not for each peer: what one run's memory leaves behind weighs on no other.
         with peers(self.row, list(self.runs)) as started:
 
             def run(name: str, **task: Any) -> dict[str, Any]:
                 return started[name].ask(device=settings.device, shrunk=settings.effort == "smoke", **task)
 
-            short = settings.pick(full=4, quick=3, smoke=2)
+            short = settings.pick(full=4, quick=2, smoke=2)
             losses = {name: run(name, steps=short, bf16=False, keep_losses=True)["losses"] for name in self.runs}
             checked = check_losses(losses, HAND, 1e-5)
             answers: dict[str, list[dict[str, Any]]] = {name: [] for name in self.runs}

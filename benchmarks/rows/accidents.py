@@ -27,7 +27,7 @@ def resumes(started: dict[str, Peer], settings: Settings) -> Iterator[Result]:
     """Scenarios that end equal, and what `train_loss` covers."""
     from tests.resume.scenarios import SCENARIOS
 
-    names = list(SCENARIOS)[:: settings.pick(full=1, quick=4, smoke=20)]
+    names = list(SCENARIOS)[:: settings.pick(full=1, quick=12, smoke=20)]
     every = settings.effort == "full"
     found = {
         peer: {name: process.ask(what="resumed", name=name, every=every) for name in names}
@@ -61,7 +61,7 @@ def others(started: dict[str, Peer], settings: Settings) -> Iterator[Result]:
         "newest checkpoint damaged: resumes that end as if it had not been", "%",
         {peer: 100 * sum(found.values()) / len(found) for peer, found in cases.items()}, 100, lower=False, cases=cases,
     )  # fmt: skip
-    kills = settings.pick(full=10, quick=5, smoke=1)
+    kills = settings.pick(full=10, quick=2, smoke=1)
     ends = {peer: found["ends"] for peer, found in ask("killed", kills=kills).items()}
     equal = {peer: found.count("equal") for peer, found in ends.items()}
     yield row(f"{kills} times SIGKILL: resumes with equal weights", "runs", equal, kills, lower=False, ends=ends)

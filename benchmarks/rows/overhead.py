@@ -235,7 +235,7 @@ def measure(settings: Settings) -> list[Result]:
 
 def compare(started: dict[str, Peer], settings: Settings, accumulation: int) -> Result:
     """All loops in turns at one accumulation; figures are differences to the hand-written loop in the same round."""
-    rounds = settings.pick(full=200, quick=40, smoke=2)
+    rounds = settings.pick(full=200, quick=20, smoke=2)
     steps = (WARMUP + rounds) * TURN + 1
     turns: dict[str, list[dict[str, float]]] = {peer: [] for peer in LOOPS}
 
