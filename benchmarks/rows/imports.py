@@ -38,5 +38,5 @@ def measure(settings: Settings) -> list[Result]:
     peers = {peer: (lambda peer=peer: timed(peer)) for peer in STATEMENTS}
     if settings.effort != "smoke":
         in_turns(peers, 1)
-    figures = in_turns(peers, settings.pick(full=9, quick=2, smoke=1))
+    figures = in_turns(peers, settings.pick(full=9, quick=1, smoke=1))
     return [Result("imports", "import on top of torch", "s", figures, target=0.3, notes={"modules": modules})]
