@@ -53,7 +53,7 @@ class Workload:
     def rows(self, count: int) -> Rows:
         """Sequences with log-normal lengths of about `mean`, or all of length `longest` where that is the mean.
 
-        The same in every round: on a CPU, oneDNN keeps some ten megabytes for each new shape, in all peers alike.
+        The same in every round: on a CPU, oneDNN keeps code for each new shape, in all peers alike.
         """
         generator = torch.Generator().manual_seed(1)
         if self.mean >= self.longest:
