@@ -50,7 +50,7 @@ def stand_in(peer: str) -> None:
 
 def resumed(folder: Path, name: str, every: bool) -> dict[str, Any]:
     """Whether a run ends in the same weights, optimizer state and log lines from each checkpoint, or from one."""
-    from tests.resume.scenarios import SCENARIOS
+    from tests.resume.scenarios import SCENARIOS, checkpoints, disturb, tensors_of
 
     scenario = SCENARIOS[name]
     try:
@@ -58,16 +58,16 @@ def resumed(folder: Path, name: str, every: bool) -> dict[str, Any]:
     except (TypeError, ValueError):
         return {"asked": False}  # for something that this library does not have
     loss = trainer.train().training_loss
-    found = sorted((folder / "whole").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    found = checkpoints(folder / "whole")
     middle = found[len(found) // 2]
     stride = 3 if scenario.arguments.get("dataloader_num_workers") else 1  # starting workers takes a while
     equal, why, off = True, "", 0.0
     for checkpoint in found[::stride] if every else [middle]:
-        torch.manual_seed(random.randrange(10**6))  # a new process would not stand where this one does
+        disturb()
         try:
             again = scenario.make(folder / "again", resumed=True)
             off = abs(again.train(resume_from_checkpoint=str(checkpoint)).training_loss - loss) / loss
-            same = traces(again) == traces(trainer) and all_equal(state_of(again), state_of(trainer))
+            same = traces(again) == traces(trainer) and all_equal(tensors_of(again), tensors_of(trainer))
             why = why if same else f"{checkpoint.name}: another end"
         except Exception as error:
             same, why = False, f"{checkpoint.name}: {told(error, folder)}"
@@ -86,14 +86,6 @@ def traces(trainer: Any) -> list[dict[str, Any]]:
     clock = ("runtime", "per_second", "mem", "train_")
     lines = [{k: v for k, v in line.items() if not any(c in k for c in clock)} for line in trainer.state.log_history]
     return [line for line in lines if "loss" in line or "eval_loss" in line]
-
-
-def state_of(trainer: Any) -> Weights:
-    """Copies of weights and optimizer state."""
-    tensors = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    for number, state in trainer.optimizer.state_dict()["state"].items():
-        tensors |= {f"{number}.{name}": torch.as_tensor(value).clone() for name, value in state.items()}
-    return tensors
 
 
 def all_equal(one: Weights, other: Weights) -> bool:

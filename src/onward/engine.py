@@ -5,13 +5,13 @@ from __future__ import annotations
 import atexit
 import functools
 import logging
-import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from onward.arguments.checks import flag_in_environment
 from onward.arguments.devices import environment_kept
 from onward.arguments.optimization import BLOCKS
 from onward.data.ahead import Transfer
@@ -108,7 +108,7 @@ def _refuse_parallelism(args: Any) -> None:
     asked = [
         name
         for name, is_asked in (
-            ("DeepSpeed", getattr(args, "deepspeed", None) or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"),
+            ("DeepSpeed", getattr(args, "deepspeed", None) or flag_in_environment("ACCELERATE_USE_DEEPSPEED")),
             ("parallelism_config", _shards(getattr(args, "parallelism_config", None))),
         )
         if is_asked

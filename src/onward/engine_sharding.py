@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from onward import sharding
+from onward.arguments.checks import flag_in_environment
 from onward.arguments.sharding import check_combinations
 from onward.errors import NotSupported, UsageError
 
@@ -24,7 +25,7 @@ def sharding_plugin(args: Any) -> Any:
         UsageError: there is only one process.
     """
     given = getattr(args, "fsdp_plugin_args", None)
-    launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    launched = flag_in_environment("ACCELERATE_USE_FSDP")
     if given is None and not (launched and args.world_size > 1):
         return None
     version = os.environ.get("FSDP_VERSION", "1") if given is None else given.get("fsdp_version")

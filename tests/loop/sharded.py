@@ -46,6 +46,15 @@ def scenario(run: Scenario) -> Scenario:
     return run
 
 
+def shared_out(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Three scenarios of `run(name, resume=None, **arguments)`: whole, in parts, and in parts from the middle on."""
+    name = run.__name__
+    SCENARIOS[name] = partial(run, name)
+    SCENARIOS[f"{name}_parts"] = partial(run, f"{name}_parts", **SHARDED)
+    SCENARIOS[f"{name}_parts_resumed"] = partial(run, f"{name}_again", f"{name}_parts/checkpoint-3", **SHARDED)
+    return run
+
+
 def trainer(name: str, model: Any = None, cls: type[Trainer] = Trainer, data: Any = None, **changes: Any) -> Trainer:
     """A trainer of 6 steps over tokens that saves behind the third; keywords are arguments, or the trainer's own."""
     own = ("callbacks", "optimizers", "eval_dataset", "data_collator")
@@ -172,27 +181,13 @@ def accumulated_parts() -> dict[str, Any]:
     return outcome(accumulating("accumulated_parts", **SHARDED))
 
 
-def _normed(name: str, resume: str | None = None, **changes: Any) -> dict[str, Any]:
+@shared_out
+def normed(name: str, resume: str | None = None, **changes: Any) -> dict[str, Any]:
     made = trainer(name, Normed(), data=RegressionData(24), **changes)
     came_out = outcome(made, resume)
     statistics = made.model.norm.running_mean.clone()
     dist.all_reduce(statistics)
     return {**came_out, "statistics": statistics}
-
-
-@scenario
-def normed() -> dict[str, Any]:
-    return _normed("normed")
-
-
-@scenario
-def normed_parts() -> dict[str, Any]:
-    return _normed("normed_parts", **SHARDED)
-
-
-@scenario
-def normed_parts_resumed() -> dict[str, Any]:
-    return _normed("normed_again", "normed_parts/checkpoint-3", **SHARDED)
 
 
 # -- accidents --------------------------------------------------------------------------------------------------------
@@ -254,7 +249,8 @@ def best() -> dict[str, Any]:
     return {**done, "again": made.evaluate()["eval_loss"], "at": made.state.best_global_step}
 
 
-def _with_adapters(name: str, resume: str | None = None, **changes: Any) -> dict[str, Any]:
+@shared_out
+def adapters(name: str, resume: str | None = None, **changes: Any) -> dict[str, Any]:
     evaluated = {"eval_dataset": token_data(6, seed=1), "eval_strategy": "steps", "eval_steps": 3}
     made = trainer(
         name, adapted(), cls=CountsSaved, data=token_data(24), data_collator=pad_tokens, load_best_model_at_end=True,
@@ -263,21 +259,6 @@ def _with_adapters(name: str, resume: str | None = None, **changes: Any) -> dict
     done = outcome(made, resume)
     files = sorted(each.name for each in (FOLDER / name / "checkpoint-6").iterdir())
     return {**done, "files": files, "saved": made.saved}
-
-
-@scenario
-def adapters() -> dict[str, Any]:
-    return _with_adapters("adapters")
-
-
-@scenario
-def adapters_parts() -> dict[str, Any]:
-    return _with_adapters("adapters_parts", **SHARDED)
-
-
-@scenario
-def adapters_parts_resumed() -> dict[str, Any]:
-    return _with_adapters("adapters_again", "adapters_parts/checkpoint-3", **SHARDED)
 
 
 def _pairs(dtype: torch.dtype = torch.float32, **changes: Any) -> dict[str, Any]:

@@ -295,3 +295,22 @@ SCENARIOS: dict[str, Scenario] = {
         {"data_seed": 9, "max_grad_norm": 0.1}, dropout=0.1, data=lambda: Augmented("torch")
     ),
 }
+
+
+def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Copies of the weights and the optimizer's state."""
+    tensors = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for number, state in trainer.optimizer.state_dict()["state"].items():
+        tensors |= {f"{name} of parameter {number}": torch.as_tensor(value).clone() for name, value in state.items()}
+    return tensors
+
+
+def disturb() -> None:
+    """Leave every global generator where a new process might not have it."""
+    torch.manual_seed(random.randrange(10**6))
+    torch.rand(7), random.random(), np.random.rand(3)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those in a folder, by their steps."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from onward import Trainer
-from tests.resume.scenarios import SCENARIOS, Scenario
+from tests.resume.scenarios import SCENARIOS, Scenario, checkpoints, disturb, tensors_of
 
 _CLOCK = ("runtime", "per_second", "mem_", "memory")
 
@@ -22,10 +20,7 @@ def what_happened(trainer: Trainer, loss: float) -> dict[str, Any]:
     history = [
         {k: v for k, v in line.items() if not any(word in k for word in _CLOCK)} for line in trainer.state.log_history
     ]
-    weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    for number, state in trainer.optimizer.state_dict()["state"].items():
-        weights |= {f"{name} of parameter {number}": torch.as_tensor(value) for name, value in state.items()}
-    return {"weights": weights, "history": history, "loss": loss, "step": trainer.state.global_step}
+    return {"weights": tensors_of(trainer), "history": history, "loss": loss, "step": trainer.state.global_step}
 
 
 def assert_equal(got: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
@@ -35,16 +30,6 @@ def assert_equal(got: dict[str, Any], wanted: dict[str, Any], where: str) -> Non
     assert got["loss"] == wanted["loss"], where
     for name, value in wanted["weights"].items():
         assert torch.equal(got["weights"][name], value), f"{where}: {name}"
-
-
-def disturb() -> None:
-    """Leave every global generator where a new process might not have it."""
-    torch.manual_seed(random.randrange(10**6))
-    torch.rand(7), random.random(), np.random.rand(3)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

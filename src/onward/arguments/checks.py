@@ -171,10 +171,11 @@ def _check_saves_fall_on_evaluations(args: TrainingArguments) -> None:
 
 def has_accelerator(args: TrainingArguments) -> bool:
     """Return whether the run would use something other than the CPU."""
-    return not (args.use_cpu or _flag_in_environment("ACCELERATE_USE_CPU")) and torch.accelerator.is_available()
+    return not (args.use_cpu or flag_in_environment("ACCELERATE_USE_CPU")) and torch.accelerator.is_available()
 
 
-def _flag_in_environment(name: str) -> bool:
+def flag_in_environment(name: str) -> bool:
+    """Return whether a variable of the environment switches something on."""
     return os.environ.get(name, "").lower() in ("1", "true", "yes", "y", "on", "t")
 
 
@@ -201,7 +202,7 @@ def tf32_available() -> bool:
 
 def check_supported(args: TrainingArguments) -> None:
     """Raise `NotSupported` for what transformers has and onward does not."""
-    if args.deepspeed or _flag_in_environment("ACCELERATE_USE_DEEPSPEED"):
+    if args.deepspeed or flag_in_environment("ACCELERATE_USE_DEEPSPEED"):
         raise NotSupported("onward does not run on DeepSpeed; leave it out, and shard a large model with fsdp=True.")
     if getattr(args.parallelism_config, "total_size", 1 if args.parallelism_config is None else 0) != 1:
         raise NotSupported(

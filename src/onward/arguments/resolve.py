@@ -26,7 +26,7 @@ ALIASES = {
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-"""Words for a flag on a command line, of an argument that also takes other words."""
+"""Words for a flag, as a command line or a configuration has them."""
 WATCHES_A_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 

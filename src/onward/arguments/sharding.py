@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onward.arguments.extras import option
+from onward.arguments.resolve import FLAGS
 from onward.errors import NotSupported, UnknownArgument, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -125,10 +126,9 @@ def _plugin_args(config: dict[str, Any], classes: list[str] | None) -> dict[str,
 
 def _flag(config: dict[str, Any], name: str, default: bool) -> bool:
     value = config.get(name, default)
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if str(value).lower() not in words:
+    if str(value).lower() not in FLAGS:
         raise UsageError(f"fsdp_config got {name}={value!r}; expected True or False.")
-    return words[str(value).lower()]
+    return FLAGS[str(value).lower()]
 
 
 def check_combinations(args: Any) -> None:
