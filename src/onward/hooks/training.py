@@ -19,13 +19,13 @@ from onward.loop import leave, step as steps, train as flow
 from onward.loop.accidents import spread_accidents
 from onward.loop.continuing import record_of_loop
 from onward.loop.rollback import roll_back
-from onward.loop.shortcuts import open_shortcuts
+from onward.loop.shortcuts import only_loss_is_read, open_shortcuts
 from onward.loss import count_items, loss_of, unfit_loss, without_labels
+from onward.speed.outputs import loss_alone
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from onward.speed.shortcuts import Shortcuts
     from onward.types import TrainOutput
 
 
@@ -123,10 +123,11 @@ class TrainingHooks(TrainerBase):
         if self._compilation is not None:  # shortcuts are closed
             with self._compilation.computing(self.state.global_step, model, inputs) as whole:
                 return self._forward_and_backward(whole, inputs, num_items_in_batch)
-        if self._shortcuts is None:
-            return self._forward_and_backward(model, inputs, num_items_in_batch)
-        with self._shortcuts.taking(inputs) as shorter:
-            return self._forward_and_backward(model, shorter, num_items_in_batch)
+        with _NOTHING if self._loss_giver is None else loss_alone(self._loss_giver):
+            if self._shortcuts is None:
+                return self._forward_and_backward(model, inputs, num_items_in_batch)
+            with self._shortcuts.taking(inputs) as shorter:
+                return self._forward_and_backward(model, shorter, num_items_in_batch)
 
     def _to_training_mode(self, model: nn.Module) -> None:
         """Undo what evaluation, or a callback that samples, did to the model or a part of it.
@@ -161,9 +162,11 @@ class TrainingHooks(TrainerBase):
         ways.backward(loss, {"learning_rate": self._get_learning_rate()} if args.optim in ("lomo", "adalomo") else {})
         return loss.detach()
 
-    def _open_shortcuts(self) -> Shortcuts | None:
-        """Find out which shortcuts this run may take."""
-        return open_shortcuts(self, TrainingHooks)
+    def _open_shortcuts(self) -> None:
+        """Find out which shortcuts this run may take, and whether the model's outputs may lack all but the loss."""
+        self._shortcuts = open_shortcuts(self, TrainingHooks)
+        lacking = self.args.mixed_precision != "no" and only_loss_is_read(self, TrainingHooks)
+        self._loss_giver = engine.unwrapped(self.accelerator, self.model) if lacking else None
 
     def _loss_is_scaled(self, num_items_in_batch: Any) -> bool:
         """Whether the loss is already an average over the whole step."""

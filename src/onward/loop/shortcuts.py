@@ -1,4 +1,4 @@
-"""Opening the shortcuts of a run: what of a trainer speaks against them."""
+"""Opening the shortcuts of a run: what of a trainer speaks against them, or against leaving out unread outputs."""
 
 from __future__ import annotations
 
@@ -37,6 +37,22 @@ def open_shortcuts(host: TrainerBase, face: type) -> Shortcuts | None:
     return shortcuts
 
 
+def only_loss_is_read(host: TrainerBase, face: type) -> bool:
+    """Whether nobody but onward sees what the model returns in training, and onward reads the loss alone.
+
+    Args:
+        host: the trainer.
+        face: the class whose `compute_loss` is onward's own.
+    """
+    wants_more = host.compute_loss_func is not None or host.label_smoother is not None
+    is_wrapped_otherwise = host.is_fsdp_enabled or host.args.torch_compile
+    return not (_is_overridden(host, face, "compute_loss") or wants_more or is_wrapped_otherwise)
+
+
+def _is_overridden(host: TrainerBase, face: type, hook: str) -> bool:
+    return hook in vars(host) or getattr(type(host), hook) is not getattr(face, hook)
+
+
 def _against(host: TrainerBase, face: type, name: str) -> str | None:
     """What of the trainer speaks against a shortcut."""
     model = engine.unwrapped(host.accelerator, host.model)
@@ -44,7 +60,7 @@ def _against(host: TrainerBase, face: type, name: str) -> str | None:
     if not (model_setup.is_causal_language_model(model) and _may_shift_labels(base)):
         return f"{type(base).__name__} is no causal language model of transformers"
     for hook in _STEP_HOOKS:
-        if hook in vars(host) or getattr(type(host), hook) is not getattr(face, hook):
+        if _is_overridden(host, face, hook):
             return f"{type(host).__name__}.{hook} is overridden and may look at batches or logits"
     if host.compute_loss_func is not None:
         return "compute_loss_func wants the logits"

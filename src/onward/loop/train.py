@@ -146,7 +146,7 @@ def run(host: TrainerBase, checkpoint: str | None, trial: Any, ignore_keys: list
     host.state.init_training_references(host, host.plan.max_steps, host.plan.num_epochs, trial)
     model = _prepare(host, checkpoint)
     host._settled = engine.Ways(host.accelerator)
-    host._shortcuts = host._open_shortcuts()
+    host._open_shortcuts()
     _hand_to_callbacks(host, loader)
     _announce(host, model, checkpoint)
     _start_counters(host)

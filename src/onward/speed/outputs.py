@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
-
-from onward.loss import loss_of
+from torch import nn
 
 
 @contextmanager
 def loss_alone(model: nn.Module) -> Iterator[None]:
-    """Inside, a model in mixed precision returns its loss alone, in float32.
+    """Inside, a model in mixed precision returns nothing but its loss, where it has one.
 
     accelerate converts all that a model returns to float32: also logits that nobody reads, a copy of four bytes for
     each token and word. A model in full precision, or one whose forward hooks may want to see more, is left as it is.
@@ -21,18 +19,20 @@ def loss_alone(model: nn.Module) -> Iterator[None]:
     Args:
         model: as accelerate wrapped it.
     """
-    converting: Any = vars(model).get("forward")
-    computing = getattr(getattr(converting, "__wrapped__", None), "model_forward", None)  # in autocast
+    converting: Any = getattr(vars(model).get("forward"), "__wrapped__", None)
+    computing = getattr(converting, "model_forward", None)  # in autocast
     if computing is None or model._forward_hooks:
         yield
         return
-    bound = (model,) if hasattr(converting, "__self__") else ()
-
-    def forward(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        return {"loss": loss_of(computing(*bound, *args, **kwargs), kwargs).float()}
-
-    model.forward = forward
+    converting.model_forward = lambda *args, **kwargs: _without_rest(computing(*args, **kwargs))
     try:
         yield
     finally:
-        model.forward = converting
+        converting.model_forward = computing
+
+
+def _without_rest(outputs: Any) -> Any:
+    """The entry of a model's outputs that is the loss (`onward.loss.loss_of`); all of them where they have none."""
+    if isinstance(outputs, dict):
+        return {"loss": outputs["loss"]} if "loss" in outputs else outputs
+    return outputs[:1] if type(outputs) is tuple else outputs

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from onward.errors import UsageError
-from onward.speed import attention, checking, chunked_loss, outputs, padding_free
+from onward.speed import attention, checking, chunked_loss, padding_free
 from onward.speed.padding_free import Row
 
 logger = logging.getLogger(__name__)
@@ -103,8 +103,6 @@ class Shortcuts:
                 stack.enter_context(self._attending())
             if self.chunking.taken:
                 stack.enter_context(chunked_loss.without_logits(self.base))
-            elif row is not None:
-                stack.enter_context(outputs.loss_alone(self.model))
             yield inputs if row is None else row.inputs
 
     def _attending(self) -> Any:
