@@ -45,23 +45,28 @@ class Contest:
     def measure(self, settings: Settings) -> list[Result]:
         """Equal losses in float32 first; then the clock, in bfloat16.
 
-        Rounds are short and many: a shared machine changes its speed while a long one runs.
+        On a CPU the runs take turns after every step: a shared machine changes its speed within seconds.
         """
         steps = settings.pick(full=4, quick=3, smoke=2)
         rounds = settings.pick(full=10, quick=1, smoke=1)
         # A process for each run, not for each peer: what one run's memory leaves behind weighs on no other.
         with peers(self.row, list(self.runs)) as started:
 
-            def run(name: str, **task: Any) -> dict[str, Any]:
-                return started[name].ask(device=settings.device, shrunk=settings.effort == "smoke", **task)
+            def run(order: list[str], **more: Any) -> dict[str, dict[str, Any]]:
+                """One run of each, a step at a time."""
+                task = Task(device=settings.device, **more)
+                question = {"shrunk": settings.effort == "smoke", "device": settings.device, **more}
+                for _ in range(language.turns(task)):
+                    answers = {name: started[name].ask(**question) for name in order}
+                return answers
 
             short = settings.pick(full=4, quick=2, smoke=2)
-            losses = {name: run(name, steps=short, bf16=False, keep_losses=True)["losses"] for name in self.runs}
-            checked = check_losses(losses, HAND, 1e-5)
+            shown = run(list(self.runs), steps=short, bf16=False, keep_losses=True)
+            checked = check_losses({name: answer["losses"] for name, answer in shown.items()}, HAND, 1e-5)
             answers: dict[str, list[dict[str, Any]]] = {name: [] for name in self.runs}
             for at in range(rounds):
-                for name in list(self.runs)[:: 1 if at % 2 == 0 else -1]:
-                    answers[name].append(run(name, steps=steps, bf16=True))
+                for name, answer in run(list(self.runs)[:: 1 if at % 2 == 0 else -1], steps=steps, bf16=True).items():
+                    answers[name].append(answer)
         return self.results(answers, checked)
 
     def results(self, answers: dict[str, list[dict[str, Any]]], checked: str) -> list[Result]:

@@ -104,25 +104,37 @@ def flattened(rows: Rows) -> Batch:
 
 
 class Watch:
-    """When steps ended, from the second on; on a GPU the host waits for it at the first and the last only.
+    """How long the steps behind the first one took.
 
-    In between torch is told to warn whenever the host waits for the GPU.
+    On a CPU the peers take turns after every step: what is compared happened within seconds. On a GPU, where a step
+    ends long after the host has left it, the host waits for it at the first and the last step only; in between torch is
+    told to warn whenever it waits.
     """
 
     def __init__(self, steps: int, device: str) -> None:
         self.steps, self.device, self.done = steps, device, 0
-        self.began = self.ended = 0.0
+        self.began = self.seconds = 0.0
 
     def step(self) -> None:
         self.done += 1
-        if self.done in (1, self.steps):
-            if self.device == "cuda":
-                torch.cuda.set_sync_debug_mode("default")
-                torch.cuda.synchronize()
-            self.ended = time.perf_counter()
-            self.began = self.began or self.ended
-            if self.device == "cuda" and self.done < self.steps:
-                torch.cuda.set_sync_debug_mode("warn")
+        first, last = self.done == 1, self.done == self.steps
+        if self.device == "cuda":
+            if not (first or last):
+                return
+            torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.synchronize()
+        if not first:
+            self.seconds += time.perf_counter() - self.began
+        if self.device == "cuda":
+            torch.cuda.set_sync_debug_mode("default" if last else "warn")
+        elif not last:
+            peers.pause({})
+        self.began = time.perf_counter()
+
+
+def turns(task: Task) -> int:
+    """How often a run is asked to go on before it answers: see `Watch`."""
+    return 1 if task.device == "cuda" else task.steps
 
 
 @contextlib.contextmanager
@@ -275,7 +287,7 @@ def answer(peer: str, workload: Workload, task: Task) -> dict[str, Any]:
     with counted_syncs() as syncs:
         losses = TRAIN[peer](workload, task, rows, watch)
     tokens = sum(len(row["input_ids"]) for row in rows[workload.batch :])
-    per_second = tokens / max(watch.ended - watch.began, 1e-9)
+    per_second = tokens / max(watch.seconds, 1e-9)
     return {
         "losses": losses,
         "tokens_per_second": per_second,
