@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, SequentialSampler, TensorDataset
 
+from onward.data import draws
 from onward.data.batches import Indices
 from onward.data.draws import capture, key_of, mark, moved, protected, restore, rewind, seed_streams
 from onward.data.feed import Feed
@@ -40,10 +41,23 @@ def stack(samples: list[dict[str, torch.Tensor]]) -> torch.Tensor:
 
 
 SOURCES = pytest.mark.parametrize("source", ["torch", "python", "numpy"])
+READ = pytest.mark.parametrize("asked", [False, True], ids=["in memory", "asked for"])
+
+
+@pytest.fixture
+def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets generators be read in their memory, or asked for their states as where the memory is not known."""
+    assert draws._TORCH_MEMORY is not None
+    assert draws._PYTHON_MEMORY is not None
+    if request.getfixturevalue("asked"):
+        monkeypatch.setattr(draws, "_TORCH_MEMORY", None)
+        monkeypatch.setattr(draws, "_PYTHON_MEMORY", None)
 
 
 @SOURCES
-def test_a_mark_tells_a_draw_and_rewinds_it(source: str) -> None:
+@READ
+@pytest.mark.usefixtures("reads")
+def test_a_mark_tells_a_draw_and_rewinds_it(source: str, asked: bool) -> None:
     draw = {"torch": lambda: torch.rand(1), "python": random.random, "numpy": lambda: np.random.rand(1)}[source]
     before = mark()
     assert not moved(before)
@@ -52,6 +66,39 @@ def test_a_mark_tells_a_draw_and_rewinds_it(source: str) -> None:
     rewind(before)
     assert not moved(before)
     assert draw() == first
+
+
+@READ
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.usefixtures("reads")
+def test_the_second_of_a_pair_of_normal_numbers_is_a_draw_too(asked: bool, dtype: torch.dtype) -> None:
+    torch.randn(1, dtype=dtype)
+    before = mark()
+    second = torch.randn(1, dtype=dtype)
+    assert moved(before)
+    expected = torch.rand(4)
+    rewind(before)
+    assert torch.equal(torch.randn(1, dtype=dtype), second)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_memory_that_is_not_all_of_a_generator_is_not_taken_for_it() -> None:
+    generator = torch.Generator().manual_seed(3)
+    whole = draws._torch_memory(generator)
+    assert whole is not None
+    assert draws._holds_all(whole, generator)
+    assert not draws._holds_all(whole[: -draws._TORCH_TAIL], generator)  # kept normal numbers lie there
+    assert not draws._holds_all(memoryview(bytearray(len(whole))), generator)
+
+
+def test_a_mark_and_a_state_say_the_same() -> None:
+    before, state = mark(), torch.get_rng_state()
+    torch.rand(700)  # words of two rounds
+    rewind(before)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(5)
+    torch.set_rng_state(state)
+    assert not moved(before)
 
 
 def test_protected_work_leaves_every_stream_as_it_was() -> None:

@@ -24,9 +24,10 @@ import torch
 
 T = TypeVar("T")
 Streams = tuple[torch.Tensor, Any, Any]
-Mark = tuple[torch.Tensor, Any, Any]
+Mark = tuple[Any, Any, Any]
 
 _STATE_BYTES = 4 * 625  # MT19937, numpy's and Python's: 624 words and the position
+_TORCH_HEAD, _TORCH_TAIL = 20, 24  # torch's: before the words seed and position, behind them the kept normal numbers
 
 
 def key_of(*parts: int) -> int:
@@ -75,9 +76,9 @@ def from_plain(plain: dict[str, Any]) -> Streams:
     )
 
 
-def _memory(address: int) -> memoryview:
+def _memory(address: int, size: int = _STATE_BYTES) -> memoryview:
     """The state of a Mersenne Twister where it lies. Copying from this view takes a tenth of asking the generator."""
-    return memoryview((ctypes.c_char * _STATE_BYTES).from_address(address)).cast("B")
+    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
 
 
 def _python_memory() -> memoryview | None:
@@ -94,7 +95,49 @@ def _python_memory() -> memoryview | None:
     return memory if memory == expected else None
 
 
+def _torch_memory(generator: torch.Generator) -> memoryview | None:
+    """Where a CPU generator of torch keeps its state, if it does so as libtorch's is known to.
+
+    ``get_state()`` makes a tensor, which takes most of a microsecond, and its bytes are slow to get at.
+    """
+    address = getattr(generator, "_cdata", None)
+    if not isinstance(address, int):
+        return None
+    wide = generator.get_state().numpy().tobytes()[24:][: 8 * 624]
+    words = np.frombuffer(wide, dtype=np.uint64).astype(np.uint32).tobytes()
+    at = ctypes.string_at(address, 256).find(words[:64])
+    if at < _TORCH_HEAD or ctypes.string_at(address + at, len(words)) != words:
+        return None
+    return _memory(address + at - _TORCH_HEAD, _TORCH_HEAD + len(words) + _TORCH_TAIL)
+
+
+def _holds_all(memory: memoryview, generator: torch.Generator) -> bool:
+    """Whether this memory is all that a generator's draws depend on, tried out: every draw shows, and can be undone."""
+    draws: tuple[Callable[[], Any], ...] = (
+        lambda: torch.rand(1, generator=generator),
+        # Normal numbers come in pairs: the second of each is kept, and taken without moving the words.
+        *(
+            lambda dtype=dtype: torch.randn(1, generator=generator, dtype=dtype)
+            for dtype in (torch.float, torch.double)
+        ),
+    )
+    for draw in (draws[0], *draws[1:] * 2, *draws):
+        before = bytes(memory)
+        first, after = draw(), bytes(memory)
+        memory[:] = before
+        if after == before or not torch.equal(draw(), first) or bytes(memory) != after:
+            return False
+    return True
+
+
+def _torch_memory_if_usual() -> memoryview | None:
+    trial = torch.Generator().manual_seed(1)
+    memory = _torch_memory(trial)
+    return _torch_memory(torch.default_generator) if memory is not None and _holds_all(memory, trial) else None
+
+
 _PYTHON_MEMORY = _python_memory() if sys.implementation.name == "cpython" else None
+_TORCH_MEMORY = _torch_memory_if_usual()
 _numpy_seen: tuple[Any, memoryview | None] = (None, None)
 
 
@@ -112,7 +155,7 @@ def mark() -> Mark:
     """A cheap picture of the global CPU generators."""
     numpy_memory = _numpy_memory()
     return (
-        torch.default_generator.get_state(),
+        _bytes_of(torch.default_generator.get_state()) if _TORCH_MEMORY is None else bytes(_TORCH_MEMORY),
         # Normal numbers come in pairs, of which the second is kept beside the words.
         random.getstate() if _PYTHON_MEMORY is None else (bytes(_PYTHON_MEMORY), random._inst.gauss_next),  # type: ignore[attr-defined]
         np.random.get_state() if numpy_memory is None else bytes(numpy_memory),
@@ -122,18 +165,28 @@ def mark() -> Mark:
 def moved(since: Mark) -> bool:
     """Whether anything was drawn from the global CPU generators since `mark()`."""
     now = mark()
-    # As bytes: `torch.equal` takes longer than all the rest of this, and an array around them as long as a copy.
-    return now[1:] != since[1:] or _bytes_of(now[0]) != _bytes_of(since[0])
+    if now == since:
+        return False
+    if now[1:] != since[1:] or _TORCH_MEMORY is None:
+        return True
+    # Bytes that mean nothing may differ, where somebody drew and put the state back.
+    _TORCH_MEMORY[:] = since[0]
+    then = torch.default_generator.get_state()
+    _TORCH_MEMORY[:] = now[0]
+    return not torch.equal(then, torch.default_generator.get_state())
 
 
 def _bytes_of(state: torch.Tensor) -> bytes:
-    return ctypes.string_at(state.data_ptr(), state.numel())  # states are of bytes, one behind another
+    return state.numpy().tobytes()
 
 
 def rewind(to: Mark) -> None:
     """Put the global CPU generators back to where `mark()` saw them."""
     torch_state, python_state, numpy_state = to
-    torch.default_generator.set_state(torch_state)
+    if _TORCH_MEMORY is None:
+        torch.default_generator.set_state(torch.frombuffer(bytearray(torch_state), dtype=torch.uint8))
+    else:
+        _TORCH_MEMORY[:] = torch_state
     if _PYTHON_MEMORY is None:
         random.setstate(python_state)
     else:

@@ -27,10 +27,11 @@ class Start:
         assert host._tr_loss is not None
         self._put_back_cpu = partial(rewind, mark()) if draw_again is None else draw_again
         # The host knows these states, so reading them does not wait for the device.
-        self._cuda = torch.cuda.get_rng_state() if _uses_cuda() else None
+        self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
         self._buffers = host._buffers
-        self._loss = host._tr_loss.clone()
-        self._values = {name: getattr(host, name) for name in ("current_flos", "_open_tokens")}
+        loss = host._tr_loss
+        self._loss: Any = loss.item() if loss.is_cpu else loss.clone()  # the number is the same, and costs less
+        self._flos, self._open_tokens = host.current_flos, host._open_tokens
         self._tokens_seen = host.state.num_input_tokens_seen
         self._meters = host.meters.mark()
 
@@ -41,10 +42,9 @@ class Start:
         self.draw_again()
         if self._buffers is not None:
             self._buffers.put_back()
-        host._tr_loss.copy_(self._loss)
+        host._tr_loss.fill_(self._loss)
         host._loss_before, host._loss_finite = None, True
-        for name, value in self._values.items():
-            setattr(host, name, value)
+        host.current_flos, host._open_tokens = self._flos, self._open_tokens
         host.state.num_input_tokens_seen = self._tokens_seen
         host.meters.rewind(self._meters)
 
@@ -128,7 +128,3 @@ class _Place:
 
 def _version(buffer: torch.Tensor) -> int | None:
     return None if buffer.is_inference() else buffer._version  # inference tensors count none, and cannot be changed
-
-
-def _uses_cuda() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
