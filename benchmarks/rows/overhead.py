@@ -4,7 +4,8 @@ The same two-layer network, data, order and AdamW in four loops, each in a proce
 model: every forward notes the time, so start-up and the end of a run do not count, and every loop is measured by the
 same hand. The model also makes the loops take turns: each runs for some ten milliseconds and waits in forward until the
 others have done the same. What is compared then happened within a fraction of a second: a shared machine changes its
-speed by a factor of two from one second to the next, which is more than the difference that is looked for.
+speed by a factor of two from one second to the next, which is more than the difference that is looked for. Half of the
+rounds count: those in which all loops together were fastest.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from benchmarks.result import (
     TRANSFORMERS,
     Result,
     Settings,
+    calm,
     check_losses,
     in_turns,
     over,
@@ -252,7 +254,7 @@ def compare(started: dict[str, Peer], settings: Settings, accumulation: int) -> 
     in_turns(runs, WARMUP)
     for found in turns.values():
         found.clear()
-    figures = in_turns(runs, rounds)
+    figures = calm(in_turns(runs, rounds))
     for peer in LOOPS:  # lets the run end: the last step is no turn's
         started[peer].ask()
     floor = figures.pop(HAND)

@@ -14,6 +14,7 @@ from benchmarks.result import (
     Result,
     Settings,
     UnequalLossError,
+    calm,
     check_losses,
     in_turns,
     over,
@@ -43,6 +44,11 @@ def test_median_and_spread() -> None:
     assert Figure((3.0, 1.0, 2.0)).spread == (1.0, 3.0)
     low, high = Figure(tuple(float(value) for value in range(1, 12))).spread
     assert (low, high) == (3.0, 9.0)
+
+
+def test_rounds_in_which_all_were_slow_do_not_count() -> None:
+    kept = calm({"a": Figure((1.0, 9.0, 2.0, 3.0)), "b": Figure((5.0, 9.0, 6.0, 1.0))})
+    assert {peer: figure.values for peer, figure in kept.items()} == {"a": (1.0, 3.0), "b": (5.0, 1.0)}
 
 
 def test_the_floor_is_taken_off_round_by_round() -> None:
