@@ -117,7 +117,7 @@ def copied(layers: int) -> dict[str, Any]:
 def measure(settings: Settings) -> list[Result]:
     """The time held per save, and the time lost per save over the whole run."""
     layers = settings.pick(full=15, quick=15, smoke=1)
-    every = settings.pick(full=24, quick=16, smoke=4)
+    every = settings.pick(full=24, quick=12, smoke=4)
     saves = settings.pick(full=4, quick=2, smoke=1)  # within the run; the first touches fresh memory
     rounds = settings.pick(full=5, quick=1, smoke=1)
     held: dict[str, list[float]] = {HAND: [], TRANSFORMERS: [], ONWARD: []}

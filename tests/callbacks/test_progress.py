@@ -107,7 +107,7 @@ class TestTerminal:
             "print('from print'); logging.warning('from logging')\n"
             "print('in two ', end=''); step(0.3); print('parts')\n"
             "for _ in range(19): step()\n"
-            "show.on_prediction_step(args, state, control, eval_dataloader=range(3)); step(0.3)\n"
+            "show.on_prediction_step(args, state, control, eval_dataloader=range(3)); time.sleep(2); step()\n"
             "log(eval_loss=1.5, epoch=state.epoch); show.on_evaluate(args, state, control)\n"
             "state.global_step = 40; show.on_train_end(args, state, control); print('after')\n"
         )
