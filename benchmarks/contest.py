@@ -8,7 +8,17 @@ from typing import Any
 from benchmarks import language
 from benchmarks.language import Task, Workload
 from benchmarks.peers import peers
-from benchmarks.result import HAND, LIGHTNING, ONWARD, TRANSFORMERS, Figure, Result, Settings, check_losses
+from benchmarks.result import (
+    HAND,
+    LIGHTNING,
+    ONWARD,
+    TRANSFORMERS,
+    Figure,
+    Result,
+    Settings,
+    check_losses,
+    forth_and_back,
+)
 
 EVERYONE = (HAND, TRANSFORMERS, LIGHTNING, ONWARD)
 Runs = dict[str, tuple[str, dict[str, Any]]]
@@ -52,11 +62,10 @@ class Contest:
         # A process for each run, not for each peer: what one run's memory leaves behind weighs on no other.
         with peers(self.row, list(self.runs)) as started:
 
-            def run(order: list[str], **more: Any) -> dict[str, dict[str, Any]]:
+            def run(order: list[str], **task: Any) -> dict[str, dict[str, Any]]:
                 """One run of each, a step at a time."""
-                task = Task(device=settings.device, **more)
-                question = {"shrunk": settings.effort == "smoke", "device": settings.device, **more}
-                for _ in range(language.turns(task)):
+                question = {"shrunk": settings.effort == "smoke", "device": settings.device, **task}
+                for _ in range(language.turns(settings.device, task["steps"])):
                     answers = {name: started[name].ask(**question) for name in order}
                 return answers
 
@@ -65,7 +74,7 @@ class Contest:
             checked = check_losses({name: answer["losses"] for name, answer in shown.items()}, HAND, 1e-5)
             answers: dict[str, list[dict[str, Any]]] = {name: [] for name in self.runs}
             for at in range(rounds):
-                for name, answer in run(list(self.runs)[:: 1 if at % 2 == 0 else -1], steps=steps, bf16=True).items():
+                for name, answer in run(forth_and_back(self.runs, at), steps=steps, bf16=True).items():
                     answers[name].append(answer)
         return self.results(answers, checked)
 

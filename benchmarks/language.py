@@ -125,16 +125,18 @@ class Watch:
             torch.cuda.synchronize()
         if not first:
             self.seconds += time.perf_counter() - self.began
+        if last:
+            return
         if self.device == "cuda":
-            torch.cuda.set_sync_debug_mode("default" if last else "warn")
-        elif not last:
+            torch.cuda.set_sync_debug_mode("warn")
+        else:
             peers.pause({})
         self.began = time.perf_counter()
 
 
-def turns(task: Task) -> int:
-    """How often a run is asked to go on before it answers: see `Watch`."""
-    return 1 if task.device == "cuda" else task.steps
+def turns(device: str, steps: int) -> int:
+    """How often a run has to be asked until it is over: see `Watch`."""
+    return 1 if device == "cuda" else steps
 
 
 @contextlib.contextmanager

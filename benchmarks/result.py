@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -97,10 +97,14 @@ def in_turns(peers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
     """Call every peer once per round, so that a slow minute of the machine falls on all of them."""
     values: dict[str, list[float]] = {peer: [] for peer in peers}
     for at in range(rounds):
-        order = list(peers) if at % 2 == 0 else list(reversed(peers))
-        for peer in order:
+        for peer in forth_and_back(peers, at):
             values[peer].append(peers[peer]())
     return {peer: Figure(tuple(found)) for peer, found in values.items()}
+
+
+def forth_and_back(peers: Iterable[str], at: int) -> list[str]:
+    """The order of round `at`, in which nobody is always first."""
+    return list(peers)[:: 1 if at % 2 == 0 else -1]
 
 
 def calm(figures: Mapping[str, Figure]) -> dict[str, Figure]:

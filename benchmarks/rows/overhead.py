@@ -254,7 +254,8 @@ def compare(started: dict[str, Peer], settings: Settings, accumulation: int) -> 
     in_turns(runs, WARMUP)
     for found in turns.values():
         found.clear()
-    figures = calm(in_turns(runs, rounds))
+    whole = in_turns(runs, rounds)
+    figures = calm(whole)
     for peer in LOOPS:  # lets the run end: the last step is no turn's
         started[peer].ask()
     floor = figures.pop(HAND)
@@ -264,7 +265,8 @@ def compare(started: dict[str, Peer], settings: Settings, accumulation: int) -> 
 
     notes = {
         "hand-written loop, ms per step": floor.median,
-        "steps": rounds * TURN,
+        "steps": len(floor.values) * TURN,
+        "ms with all rounds": {peer: over(whole[HAND], whole[peer]).median for peer in figures},
         "mean wall ms per step": middle("wall"),
         "mean processor ms per step": middle("processor"),
     }

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from benchmarks.peers import pause, peers
-from benchmarks.result import HAND, ONWARD, TRANSFORMERS, Figure, Result, Settings, check_losses
+from benchmarks.result import HAND, ONWARD, TRANSFORMERS, Figure, Result, Settings, check_losses, forth_and_back
 
 DEVICES = ("cpu",)
 WIDTH = 2000
@@ -131,15 +131,13 @@ def measure(settings: Settings) -> list[Result]:
 
         def turn(order: list[str]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
             """The next answers of each library's two runs."""
-            pairs = {}
-            for peer in order:
-                asked = {True: saving[peer], False: free[peer]}
-                answers = {saves: run.ask(**question, saves=saves) for saves, run in asked.items()}
-                pairs[peer] = answers[True], answers[False]
-            return pairs
+            return {
+                peer: (saving[peer].ask(**question, saves=True), free[peer].ask(**question, saves=False))
+                for peer in order
+            }
 
         for at in range(rounds):
-            order = list(lost)[:: 1 if at % 2 == 0 else -1]
+            order = forth_and_back(lost, at)
             held[HAND] += [second * 1e3 for second in saving[HAND].ask(**question)["held"]]
             beyond: dict[str, list[float]] = {peer: [] for peer in lost}
             turn(order)  # up to the first save

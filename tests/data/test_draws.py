@@ -41,23 +41,21 @@ def stack(samples: list[dict[str, torch.Tensor]]) -> torch.Tensor:
 
 
 SOURCES = pytest.mark.parametrize("source", ["torch", "python", "numpy"])
-READ = pytest.mark.parametrize("asked", [False, True], ids=["in memory", "asked for"])
 
 
-@pytest.fixture
+@pytest.fixture(params=["in memory", "asked for"])
 def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets generators be read in their memory, or asked for their states as where the memory is not known."""
     assert draws._TORCH_MEMORY is not None
     assert draws._PYTHON_MEMORY is not None
-    if request.getfixturevalue("asked"):
+    if request.param == "asked for":
         monkeypatch.setattr(draws, "_TORCH_MEMORY", None)
         monkeypatch.setattr(draws, "_PYTHON_MEMORY", None)
 
 
 @SOURCES
-@READ
 @pytest.mark.usefixtures("reads")
-def test_a_mark_tells_a_draw_and_rewinds_it(source: str, asked: bool) -> None:
+def test_a_mark_tells_a_draw_and_rewinds_it(source: str) -> None:
     draw = {"torch": lambda: torch.rand(1), "python": random.random, "numpy": lambda: np.random.rand(1)}[source]
     before = mark()
     assert not moved(before)
@@ -68,10 +66,9 @@ def test_a_mark_tells_a_draw_and_rewinds_it(source: str, asked: bool) -> None:
     assert draw() == first
 
 
-@READ
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.usefixtures("reads")
-def test_the_second_of_a_pair_of_normal_numbers_is_a_draw_too(asked: bool, dtype: torch.dtype) -> None:
+def test_the_second_of_a_pair_of_normal_numbers_is_a_draw_too(dtype: torch.dtype) -> None:
     torch.randn(1, dtype=dtype)
     before = mark()
     second = torch.randn(1, dtype=dtype)

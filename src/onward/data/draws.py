@@ -103,8 +103,8 @@ def _torch_memory(generator: torch.Generator) -> memoryview | None:
     address = getattr(generator, "_cdata", None)
     if not isinstance(address, int):
         return None
-    wide = generator.get_state().numpy().tobytes()[24:][: 8 * 624]
-    words = np.frombuffer(wide, dtype=np.uint64).astype(np.uint32).tobytes()
+    state = generator.get_state().numpy().tobytes()  # with 24 bytes before the words, and eight for each of these
+    words = np.frombuffer(state, dtype=np.uint64, count=624, offset=24).astype(np.uint32).tobytes()
     at = ctypes.string_at(address, 256).find(words[:64])
     if at < _TORCH_HEAD or ctypes.string_at(address + at, len(words)) != words:
         return None
@@ -113,20 +113,15 @@ def _torch_memory(generator: torch.Generator) -> memoryview | None:
 
 def _holds_all(memory: memoryview, generator: torch.Generator) -> bool:
     """Whether this memory is all that a generator's draws depend on, tried out: every draw shows, and can be undone."""
-    draws: tuple[Callable[[], Any], ...] = (
-        lambda: torch.rand(1, generator=generator),
+    for dtype in (torch.float, torch.double):
         # Normal numbers come in pairs: the second of each is kept, and taken without moving the words.
-        *(
-            lambda dtype=dtype: torch.randn(1, generator=generator, dtype=dtype)
-            for dtype in (torch.float, torch.double)
-        ),
-    )
-    for draw in (draws[0], *draws[1:] * 2, *draws):
-        before = bytes(memory)
-        first, after = draw(), bytes(memory)
-        memory[:] = before
-        if after == before or not torch.equal(draw(), first) or bytes(memory) != after:
-            return False
+        for draw in (torch.rand, torch.randn, torch.randn):
+            before = bytes(memory)
+            first, after = draw(1, generator=generator, dtype=dtype), bytes(memory)
+            memory[:] = before
+            again = draw(1, generator=generator, dtype=dtype)
+            if after == before or not torch.equal(again, first) or bytes(memory) != after:
+                return False
     return True
 
 
@@ -155,7 +150,7 @@ def mark() -> Mark:
     """A cheap picture of the global CPU generators."""
     numpy_memory = _numpy_memory()
     return (
-        _bytes_of(torch.default_generator.get_state()) if _TORCH_MEMORY is None else bytes(_TORCH_MEMORY),
+        torch.default_generator.get_state().numpy().tobytes() if _TORCH_MEMORY is None else bytes(_TORCH_MEMORY),
         # Normal numbers come in pairs, of which the second is kept beside the words.
         random.getstate() if _PYTHON_MEMORY is None else (bytes(_PYTHON_MEMORY), random._inst.gauss_next),  # type: ignore[attr-defined]
         np.random.get_state() if numpy_memory is None else bytes(numpy_memory),
@@ -174,10 +169,6 @@ def moved(since: Mark) -> bool:
     then = torch.default_generator.get_state()
     _TORCH_MEMORY[:] = now[0]
     return not torch.equal(then, torch.default_generator.get_state())
-
-
-def _bytes_of(state: torch.Tensor) -> bytes:
-    return state.numpy().tobytes()
 
 
 def rewind(to: Mark) -> None:

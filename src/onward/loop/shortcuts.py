@@ -44,13 +44,7 @@ def only_loss_is_read(host: TrainerBase, face: type) -> bool:
         host: the trainer.
         face: the class whose `compute_loss` is onward's own.
     """
-    wants_more = host.compute_loss_func is not None or host.label_smoother is not None
-    is_wrapped_otherwise = host.is_fsdp_enabled or host.args.torch_compile
-    return not (_is_overridden(host, face, "compute_loss") or wants_more or is_wrapped_otherwise)
-
-
-def _is_overridden(host: TrainerBase, face: type, hook: str) -> bool:
-    return hook in vars(host) or getattr(type(host), hook) is not getattr(face, hook)
+    return _against_all(host, face, ("compute_loss",)) is None
 
 
 def _against(host: TrainerBase, face: type, name: str) -> str | None:
@@ -59,8 +53,19 @@ def _against(host: TrainerBase, face: type, name: str) -> str | None:
     base = model_setup.without_peft(model)
     if not (model_setup.is_causal_language_model(model) and _may_shift_labels(base)):
         return f"{type(base).__name__} is no causal language model of transformers"
-    for hook in _STEP_HOOKS:
-        if _is_overridden(host, face, hook):
+    if reason := _against_all(host, face, _STEP_HOOKS):
+        return reason
+    if name == "padding_free" and host.neftune_noise_alpha is not None:
+        return "neftune_noise_alpha scales its noise by the padded length"
+    if name == "chunked_loss" and host.args.use_liger_kernel:
+        return "use_liger_kernel computes the loss without logits already"
+    return None
+
+
+def _against_all(host: TrainerBase, face: type, hooks: tuple[str, ...]) -> str | None:
+    """What of the trainer speaks against calling the model in any other way, or for anything but its loss."""
+    for hook in hooks:
+        if hook in vars(host) or getattr(type(host), hook) is not getattr(face, hook):
             return f"{type(host).__name__}.{hook} is overridden and may look at batches or logits"
     if host.compute_loss_func is not None:
         return "compute_loss_func wants the logits"
@@ -70,10 +75,6 @@ def _against(host: TrainerBase, face: type, name: str) -> str | None:
         return "the model is sharded (fsdp)"
     if host.args.torch_compile:
         return "the compiled model would be compiled anew for every batch"
-    if name == "padding_free" and host.neftune_noise_alpha is not None:
-        return "neftune_noise_alpha scales its noise by the padded length"
-    if name == "chunked_loss" and host.args.use_liger_kernel:
-        return "use_liger_kernel computes the loss without logits already"
     return None
 
 

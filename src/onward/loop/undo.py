@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Start:
-    """The state of a run at the start of a step. Making one takes some twenty microseconds and no device waits."""
+    """The state of a run at the start of a step. Making one takes some ten microseconds and no device waits."""
 
     def __init__(self, host: TrainerBase, draw_again: Callable[[], None] | None = None) -> None:
         """`draw_again`: puts the CPU generators back, where that is not to where they stand now."""
