@@ -50,9 +50,10 @@ def test_processes_share_the_memory_of_the_machine() -> None:
 def test_a_limit_of_address_space_is_seen() -> None:
     script = (
         "import resource, torch\n"
-        "from onward.gauge import _status, open_gauge\n"
+        "from onward.gauge import open_gauge\n"
+        "from onward.memory import process_status\n"
         "gauge = open_gauge(torch.device('cpu'))\n"
-        "limit = _status('VmSize') + 512 * 2**20\n"
+        "limit = process_status('VmSize') + 512 * 2**20\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "gauge.start()\n"
         "print((gauge.room() - (512 * 2**20 - limit // 20)) / 2**20)\n"

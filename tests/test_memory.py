@@ -27,6 +27,13 @@ def test_peaks_are_bytes_and_never_fall():
     assert after["train_peak_memory_rss"] >= during["train_peak_memory_rss"] >= before["train_peak_memory_rss"]
 
 
+def test_the_peak_is_not_that_of_the_process_that_started_this_one():
+    block = torch.ones(1024 * MB, dtype=torch.uint8)
+    code = "from onward.memory import peak_figures; print(peak_figures('train')['train_peak_memory_rss'])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert 50 * MB < int(done.stdout) < block.numel()
+
+
 def test_a_block_that_lives_only_inside_the_stage_is_a_peak_and_not_held():
     code = """
 import torch

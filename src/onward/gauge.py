@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from onward import memory
+from onward.memory import lower_peak_rss, process_status
 
 _USABLE = 0.95
 """Part of a limit that may be planned with: batches differ, and memory comes in fragments."""
@@ -40,7 +40,7 @@ def open_gauge(device: torch.device, sharers: int = 1) -> Gauge | None:
     if device.type != "cpu" or not sys.platform.startswith("linux"):
         return None
     try:
-        memory.lower_peak_rss()
+        lower_peak_rss()
     except OSError:
         return None
     return HostGauge(sharers)
@@ -87,16 +87,16 @@ class HostGauge:
     def start(self) -> None:
         """Begin to measure."""
         _trim()
-        memory.lower_peak_rss()
-        self._held = _status("VmRSS")
+        lower_peak_rss()
+        self._held = process_status("VmRSS")
 
     def taken(self) -> int:
         """What was resident at most since `start`, beyond what was resident then."""
-        return _status("VmHWM") - self._held
+        return process_status("VmHWM") - self._held
 
     def room(self) -> int:
         """What may be taken beyond what was held at `start`, by the tightest of all limits."""
-        more = _status("VmRSS") - self._held
+        more = process_status("VmRSS") - self._held
         own = [int(_USABLE * limit) - used for limit, used in _own_limits()]
         shared = [(int(_USABLE * limit) - used) // self._sharers for limit, used in _shared_limits()]
         return min(own + shared) + more
@@ -107,10 +107,6 @@ def _trim() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; others do not hold on to it
     if trim is not None:
         trim(0)
-
-
-def _status(name: str) -> int:
-    return _entry(Path("/proc/self/status"), f"{name}:") * 1024
 
 
 def _entry(path: Path, name: str) -> int:
@@ -128,7 +124,7 @@ def _own_limits() -> Iterator[tuple[int, int]]:
     for kind, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY:
-            yield limit, _status(name)
+            yield limit, process_status(name)
 
 
 def _shared_limits() -> Iterator[tuple[int, int]]:

@@ -83,16 +83,36 @@ def _accelerator() -> Any:
 
 
 def _peak_rss() -> int | None:
-    """High-water mark of this process's resident memory in bytes."""
+    """High-water mark of this process's resident memory in bytes; it never falls."""
+    global _highest
+    # getrusage would do on Linux too, but there a process begins with the peak of the one that started it.
+    mark = process_status("VmHWM") or _usage_peak()
+    if mark is None:
+        return None
+    _highest = max(_highest, mark)
+    return _highest
+
+
+_highest = 0
+"""The highest mark that was read: Linux's can be put back, and is off by some pages."""
+
+
+def process_status(name: str) -> int:
+    """Bytes that Linux gives under a name in this process's status, like ``VmRSS``; 0 where there is no such line."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
+
+
+def _usage_peak() -> int | None:
     try:
         import resource
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return max(_forgotten_peak, peak if sys.platform == "darwin" else peak * 1024)
-
-
-_forgotten_peak = 0
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def lower_peak_rss() -> None:
@@ -101,8 +121,7 @@ def lower_peak_rss() -> None:
     Raises:
         OSError: the system has no such thing, or does not allow it.
     """
-    global _forgotten_peak
-    _forgotten_peak = _peak_rss() or 0
+    _peak_rss()
     Path("/proc/self/clear_refs").write_text("5")
 
 

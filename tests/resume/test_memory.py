@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import resource, sys, warnings
+import sys
 import torch
 from torch import nn
 from onward import Trainer, TrainingArguments
+from onward.memory import peak_figures
 
 class Wide(nn.Module):
     def __init__(self):
@@ -26,13 +27,13 @@ folder, saves, resume = sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) >
 args = TrainingArguments(folder, max_steps=4, save_strategy=saves, save_steps=2, report_to="none", disable_tqdm=True)
 trainer = Trainer(Wide(), args, train_dataset=[{"x": torch.tensor([i])} for i in range(64)])
 trainer.train(resume_from_checkpoint=resume)
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print("peak", peak_figures("train")["train_peak_memory_rss"])
 """
-WEIGHTS = 20_000 * 1_000 * 4 // 1024
+WEIGHTS = 20_000 * 1_000 * 4
 
 
 def peak(*arguments: str) -> int:
-    """Most memory, in KiB, that a process held which trained."""
+    """Most memory, in bytes, that a process held which trained."""
     done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.rpartition("peak ")[2])
