@@ -89,6 +89,15 @@ def test_entering_behind_every_batch(kind: type, workers: int) -> None:
         assert [b.tolist() for b in later.epoch(1, skip=done)] == whole[done:]
 
 
+def test_an_iteration_beside_the_run_leaves_its_place_alone() -> None:
+    feed = Feed(loader_of(Stateful(25), 2), SHARE, same)
+    batches = feed.epoch(1)
+    next(batches), next(batches), next(batches)
+    place = feed.state_dict()
+    assert len(list(feed.loader)) == 9  # 5 of one worker, 4 of the other
+    assert feed.state_dict() == place
+
+
 def test_a_stream_with_a_state_is_not_replayed() -> None:
     feed = Feed(loader_of(Stateful(100), 0), SHARE, same)
     batches = feed.epoch(0)
@@ -305,6 +314,19 @@ def test_the_number_of_workers_that_share_out_a_stream_is_kept(caplog: pytest.Lo
     later.load_state_dict(feed.state_dict())
     assert [b.tolist() for b in later.epoch(1, skip=3)] == whole[3:]
     assert "goes on with the 2 that it began with, not 0" in caplog.text
+
+
+def test_the_number_of_workers_is_kept_also_by_a_run_that_is_resumed_twice() -> None:
+    whole = epoch(Stateful(25), 2)
+    feed = Feed(loader_of(Stateful(25), 2), SHARE, same)
+    next(feed.epoch(0))
+    later = Feed(loader_of(Stateful(25), 0), SHARE, same)
+    later.load_state_dict(feed.state_dict())
+    batches = later.epoch(1)
+    assert [next(batches).tolist() for _ in range(3)] == whole[:3]
+    last = Feed(loader_of(Stateful(25), 0), SHARE, same)
+    last.load_state_dict(later.state_dict())
+    assert [b.tolist() for b in last.epoch(1, skip=3)] == whole[3:]
 
 
 def test_loaders_of_the_user_are_rebuilt_or_replayed() -> None:

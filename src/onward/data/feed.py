@@ -235,6 +235,8 @@ class Feed:
         self._loaded = state
         packed = state["stream"]
         stream = None if packed is None else self._check_stream(_unpack(packed), allow_mismatch)
+        if stream is not None and self._native is not None:
+            self._native.keep_workers(stream["workers"])
         self._restored = {
             "epoch": state["epoch"],
             "epoch_streams": from_plain(state["epoch_streams"]),

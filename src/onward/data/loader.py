@@ -54,6 +54,8 @@ class TrainLoader(DataLoader[Any]):
         super().__init__(dataset, **options)
         self.move = move
         self._track = self._new_track()
+        self._entered: Track | None = None
+        """The track of an epoch that was entered and not begun yet; an iteration beside the run has one of its own."""
 
     @property
     def total_batch_size(self) -> int:
@@ -98,25 +100,25 @@ class TrainLoader(DataLoader[Any]):
         if not isinstance(self.dataset, Stream):
             self.batch_sampler.skip = batches  # type: ignore[union-attr]
             return 0
-        # What an entry behind the last batch left, from which nothing was pulled.
+        # What an entry behind the last batch left, from which nothing was pulled, goes.
         self._track, self.dataset.starts = self._new_track(), {}
-        workers = max(1, self.num_workers)
-        if stream_state is not None and stream_state["workers"] != workers:
-            workers = self._keep_workers(stream_state["workers"])
-        if not batches:
-            return 0
+        left = self._start_behind(batches, stream_state) if batches else 0
+        self._entered = self._track
+        return left
+
+    def _start_behind(self, batches: int, stream_state: dict[str, Any] | None) -> int:
+        workers, stream = max(1, self.num_workers), cast("Stream", self.dataset)
         if has_length(self) and batches >= len(self):
             self.pass_over(stream_state)
         if stream_state is None and workers == 1:
-            per_batch = self.dataset.batch_size * self.dataset.world_size
-            self.dataset.starts = {0: Start(batches * per_batch)}
+            stream.starts = {0: Start(batches * stream.batch_size * stream.world_size)}
             return 0
         if stream_state is None or not stream_state["in_turn"]:
             return batches
         self._track = Track(**stream_state)
-        self.dataset.starts = self._track.starts()
+        stream.starts = self._track.starts()
         if workers == 1:
-            self.dataset.starts[0].idle_first = False
+            stream.starts[0].idle_first = False
         return 0
 
     def pass_over(self, stream_state: dict[str, Any] | None) -> None:
@@ -128,8 +130,10 @@ class TrainLoader(DataLoader[Any]):
             if stream.stateful and state is not None:
                 stream.leave_at(state)
 
-    def _keep_workers(self, workers: int) -> int:
-        """Go on with as many workers as the run had: the order of a stream that they share out depends on that."""
+    def keep_workers(self, workers: int) -> None:
+        """Go on with as many workers as a stream's run had: the order that they share out depends on that."""
+        if workers == max(1, self.num_workers):
+            return
         logger.warning(
             "Resuming: the order of this stream depends on the number of loader workers, so the run goes on with the "
             "%d that it began with, not %d. Pass allow_resume_mismatch=True to change it; samples are then lost or "
@@ -137,7 +141,6 @@ class TrainLoader(DataLoader[Any]):
         )  # fmt: skip
         self.num_workers = workers
         self.prefetch_factor = self.prefetch_factor or 2
-        return workers
 
     def _new_track(self) -> Track:
         return Track(max(1, self.num_workers), getattr(self.dataset, "split", 1))
@@ -148,7 +151,7 @@ class TrainLoader(DataLoader[Any]):
         if not isinstance(stream, Stream):
             return None
         if not self.num_workers:
-            self._track.samples, self._track.states = {0: stream.pulled}, {0: stream.state()}
+            self._track.stand(0, stream.pulled, stream.state(), stream.ended)
         return self._track.state_dict()
 
     def limit_pieces(self, limit: Limit) -> bool:
@@ -196,22 +199,19 @@ class TrainLoader(DataLoader[Any]):
         return self._tracked() if isinstance(self.dataset, Stream) else super().__iter__()
 
     def _tracked(self) -> Iterator[Any]:
-        track = self._track
+        # Behind the last batch the track stays: a step that is short of batches has met the end before it is saved.
+        track, self._entered = self._entered or self._new_track(), None
         batches = super().__iter__()
         if self.num_workers:
             self.dataset.starts = {}  # type: ignore[attr-defined]  # the workers have theirs; the next epoch has none
-        try:
-            for batch in batches:
-                if isinstance(batch, Carried):
-                    batch = track.take(batch)
-                    if is_idle(batch):
-                        continue
-                else:
-                    track.batches += 1
-                yield batch
-        finally:
-            if self._track is track:  # a generator of an earlier epoch may be collected late
-                self._track = self._new_track()
+        for batch in batches:
+            if isinstance(batch, Carried):
+                batch = track.take(batch)
+                if is_idle(batch):
+                    continue
+            else:
+                track.batches += 1
+            yield batch
 
 
 class Piecewise(Transfer):

@@ -1,8 +1,7 @@
 """Iterable data sets: draws that depend on the place in the stream, and resuming without replay where the data can.
 
 A stream that has `state_dict` and `load_state_dict` is resumed from its state, one state per loader worker. Any other
-is
-replayed: its samples are pulled and dropped up to the place where the run stood.
+is replayed: its samples are pulled and dropped up to the place where the run stood.
 """
 
 from __future__ import annotations
@@ -37,6 +36,8 @@ class Start:
     """Samples that this copy has already given, to this process or another."""
     state: dict[str, Any] | None = None
     """The stream's own state there; `None` to replay up to it."""
+    ended: bool = False
+    """Whether this pass has no sample left. The state need not say so: some streams stand at their beginning again."""
     idle_first: bool = False
     """Whether this worker sits out the first round, so that the turns of the workers go on where they stood."""
 
@@ -49,6 +50,7 @@ class Carried:
     worker: int
     samples: int
     state: dict[str, Any] | None
+    ended: bool = False
 
     def pin_memory(self) -> Carried:
         """Page-lock the batch; a `DataLoader` asks for it like this where it does not know a type."""
@@ -129,6 +131,8 @@ class Stream(IterableDataset[Any]):
         self.pulled = 0
         self.passing = 0
         """The epoch of the pass that samples were pulled from last."""
+        self.ended = False
+        """Whether that pass came to its end."""
         self.own: list[Any] = []
         self._passes = 0
 
@@ -186,7 +190,12 @@ class Stream(IterableDataset[Any]):
     def _samples(self, start: Start, epoch: int, worker: int) -> Iterator[Any]:
         key = (self.seed, epoch, worker)
         skip = start.samples
-        self.pulled = 0
+        self.pulled, self.ended = 0, False
+        if start.ended:
+            self.pulled, self.ended = start.samples, True
+            if start.state is not None:
+                self.leave_at(start.state)
+            return
         if start.state is not None:
             self.dataset.load_state_dict(start.state)
             self.pulled, skip = start.samples, 0
@@ -202,6 +211,7 @@ class Stream(IterableDataset[Any]):
             try:
                 sample = self._apart(lambda: next(iterator), key_of(*key, self.pulled))
             except StopIteration:
+                self.ended = True
                 return
             self.pulled += 1
             if self.pulled > skip:
@@ -259,7 +269,7 @@ class StreamCollate:
         stream = self.stream
         key = key_of(stream.seed, stream.passing, worker, stream.pulled, _COLLATE)
         batch = self._collate(samples, key)
-        return batch if info is None else Carried(batch, worker, stream.pulled, stream.state())
+        return batch if info is None else Carried(batch, worker, stream.pulled, stream.state(), stream.ended)
 
     def _collate(self, samples: list[Any], key: int) -> Any:
         again = list(map(copy.copy, samples)) if self._is_new else []
@@ -283,15 +293,19 @@ class Track:
     """Whether every batch came from the worker whose turn it was, that is, none has run dry."""
     samples: dict[int, int] = field(default_factory=dict)
     states: dict[int, dict[str, Any] | None] = field(default_factory=dict)
+    ended: dict[int, bool] = field(default_factory=dict)
 
     def take(self, carried: Carried) -> Any:
         """Note a batch and unwrap it; returns `_Idle` for a round sat out."""
         if carried.batch is not _Idle:
             self.in_turn &= carried.worker == self.batches % self.workers
             self.batches += 1
-            self.samples[carried.worker] = carried.samples
-            self.states[carried.worker] = carried.state
+            self.stand(carried.worker, carried.samples, carried.state, carried.ended)
         return carried.batch
+
+    def stand(self, worker: int, samples: int, state: dict[str, Any] | None, ended: bool) -> None:
+        """Note where the copy of the stream in a worker stands."""
+        self.samples[worker], self.states[worker], self.ended[worker] = samples, state, ended
 
     def state_dict(self) -> dict[str, Any]:
         """What a later run needs to begin behind the last batch."""
@@ -302,12 +316,16 @@ class Track:
             "in_turn": self.in_turn,
             "samples": dict(self.samples),
             "states": dict(self.states),
+            "ended": dict(self.ended),
         }
 
     def starts(self) -> dict[int, Start]:
         """Where each worker begins, so that the next batch is the one behind the last."""
         turn = self.batches % self.workers
-        return {w: Start(self.samples.get(w, 0), self.states.get(w), idle_first=w < turn) for w in range(self.workers)}
+        return {
+            w: Start(self.samples.get(w, 0), self.states.get(w), self.ended.get(w, False), idle_first=w < turn)
+            for w in range(self.workers)
+        }
 
 
 def is_idle(batch: Any) -> bool:

@@ -97,6 +97,10 @@ def fit(host: TrainerBase, run: Run) -> None:
     if run.is_over or host.state.global_step >= run.plan.max_steps:
         run.is_over = host.control.should_training_stop = True  # at most the end of an epoch is still due
     _make_up(host, run)
+    assert host.cursor is not None, "the run is opened before it is fitted"
+    if run.is_over and host.cursor.epoch_ended:
+        _restore_rng(host, run)
+        return
     epoch = _first_epoch(host)
     # A rollback leaves data behind, not steps: the run may need the begin of one more epoch.
     while epoch < run.plan.num_epochs or (host.meters.data_lead and host.state.global_step < run.plan.max_steps):
@@ -108,7 +112,7 @@ def fit(host: TrainerBase, run: Run) -> None:
 
 def _first_epoch(host: TrainerBase) -> int:
     cursor = host.cursor
-    assert cursor is not None, "the run is opened before it is fitted"
+    assert cursor is not None
     return cursor.epoch + 1 if cursor.epoch_ended else cursor.epoch
 
 
