@@ -8,11 +8,14 @@ between hosts, never a wait for an accelerator.
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import multiprocessing.context
 import os
 import signal
 import threading
 import time
 from collections.abc import Sequence
+from functools import cache
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -37,10 +40,43 @@ def parse_signals(names: str) -> list[signal.Signals]:
         ) from None
 
 
-def ignore_signals(worker: int) -> None:
-    """Make a loader worker outlive a signal that was sent to the whole group, until its parent is done saving."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+class OutliveSignals:
+    """Lets loader workers outlive signals that were sent to their whole group, as long as their parent trains.
+
+    A `worker_init_fn`. The parent is then able to save; at any other time a signal ends a worker, as it should:
+    Python ends those that are left at its own end like this, and waits for them.
+    """
+
+    def __init__(self, signals: Sequence[signal.Signals]) -> None:
+        self.signals = [*signals, signal.SIGINT]
+        self.training: Any = _training_in(os.getpid())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Memory goes to processes that are started, and into no copy.
+        is_starting = multiprocessing.context.get_spawning_popen() is not None
+        return {"signals": self.signals, "training": self.training if is_starting else None}
+
+    def __call__(self, worker: int) -> None:
+        """In the worker, before its first sample."""
+        for number in self.signals:
+            signal.signal(number, self._note)
+            signal.siginterrupt(number, False)  # or reading data would fail in libraries that do not try again
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.training is not None and self.training.value:
+            return
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number == signal.SIGTERM:
+            os._exit(0)  # as torch's own handler does; anything else is an error to the parent
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+@cache
+def _training_in(process: int) -> Any:
+    """How many runs of a process have handlers for signals, where its loader workers see it."""
+    return multiprocessing.RawValue("b", 0)
 
 
 class Leaving:
@@ -67,6 +103,7 @@ class Leaving:
         if threading.current_thread() is threading.main_thread():
             for number in dict.fromkeys(self.signals):
                 self._previous[number] = signal.signal(number, self._note)
+            _training_in(os.getpid()).value += 1
         return self
 
     def __exit__(
@@ -109,6 +146,8 @@ class Leaving:
         os.write(2, f"\n{self.reason}: saving at the next boundary, then leaving.\n".encode())
 
     def _put_back(self) -> None:
+        if self._previous:
+            _training_in(os.getpid()).value -= 1
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

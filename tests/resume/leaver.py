@@ -19,10 +19,11 @@ from tests.tiny import RegressionData, TinyRegression
 
 
 class Pauses(TrainerCallback):
-    """Waits at a step or evaluation until the test says go."""
+    """Waits at a step or evaluation until the test says go, and fails at another."""
 
-    def __init__(self, folder: Path, pause_at: str, sleep: float) -> None:
-        self.folder, self.pause_at, self.sleep, self.evaluations = folder, pause_at, sleep, 0
+    def __init__(self, folder: Path, pause_at: str, fail_at: str, sleep: float) -> None:
+        self.folder, self.pause_at, self.fail_at, self.sleep = folder, pause_at, fail_at, sleep
+        self.evaluations = 0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         time.sleep(self.sleep)
@@ -34,6 +35,8 @@ class Pauses(TrainerCallback):
         self.reached(f"evaluation-{self.evaluations}", args)
 
     def reached(self, where: str, args: Any) -> None:
+        if where == self.fail_at:
+            raise RuntimeError("failed as it was told to")
         if where == self.pause_at:
             (self.folder / f"{where}-{args.process_index}").touch()
             deadline = time.monotonic() + 300
@@ -58,8 +61,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pause-at", default="")
+    parser.add_argument("--fail-at", default="")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--worker-start", help="fork, spawn or forkserver")
     parser.add_argument("--sleep", type=float, default=0.0)
     parser.add_argument("--exit-code", type=int, default=143)
     parser.add_argument("--max-seconds", type=float)
@@ -77,6 +82,7 @@ def main() -> None:
         eval_strategy="steps",
         eval_steps=3,
         dataloader_num_workers=options.workers,
+        dataloader_multiprocessing_context=options.worker_start,
         preemption_exit_code=options.exit_code,
         max_train_seconds=options.max_seconds,
         report_to="none",
@@ -87,7 +93,10 @@ def main() -> None:
         args,
         train_dataset=Augmented("torch", 48 * args.world_size),
         eval_dataset=RegressionData(20),
-        callbacks=[Pauses(options.folder, options.pause_at, options.sleep), Dies(options.folder, options.kill_at)],
+        callbacks=[
+            Pauses(options.folder, options.pause_at, options.fail_at, options.sleep),
+            Dies(options.folder, options.kill_at),
+        ],
     )
     resume = options.resume or get_last_checkpoint(args.output_dir) is not None
     output = trainer.train(resume_from_checkpoint=resume)

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from onward.errors import Preempted, UsageError
-from onward.leaving import Leaving, parse_signals
+from onward.leaving import Leaving, OutliveSignals, parse_signals
 
 SCRIPT = Path(__file__).with_name("leaver.py")
 
@@ -89,9 +90,11 @@ def test_a_signal_saves_and_leaves(number: int, when: str, code: int, whole: dic
     assert result(tmp_path) == whole
 
 
-def test_loader_workers_outlive_a_signal_to_the_group(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+def test_loader_workers_outlive_a_signal_to_the_group(way: str, tmp_path: Path) -> None:
+    workers = ("--workers", "2", "--worker-start", way)
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(tmp_path), "--workers", "2", "--pause-at", "step-5"],
+        [sys.executable, str(SCRIPT), str(tmp_path), *workers, "--pause-at", "step-5"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -102,6 +105,34 @@ def test_loader_workers_outlive_a_signal_to_the_group(tmp_path: Path) -> None:
     (tmp_path / "go").touch()
     output = finish(process)
     assert process.returncode == 143, output
+
+
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+@pytest.mark.parametrize("when", ["step-5", "evaluation-2"])
+def test_a_run_that_fails_ends_with_its_loader_workers(when: str, way: str, tmp_path: Path) -> None:
+    process = start(tmp_path, "--workers", "2", "--worker-start", way, "--fail-at", when)
+    output = finish(process)  # the error keeps the frames, and with them what feeds the loop
+    assert process.returncode == 1, output
+    assert output.rstrip().endswith("RuntimeError: failed as it was told to")
+
+
+class Commands(Dataset[int]):
+    """Each sample is how a command ended that was told to."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        command = subprocess.Popen(["sleep", "60"])
+        command.terminate()
+        return command.wait(timeout=30)
+
+
+def test_commands_of_loader_workers_can_be_ended() -> None:
+    signals = parse_signals("SIGTERM")
+    with Leaving(signals):
+        loader = DataLoader(Commands(), num_workers=1, worker_init_fn=OutliveSignals(signals))
+        assert [batch.item() for batch in loader] == [-signal.SIGTERM]
 
 
 def test_a_chosen_exit_code_and_a_time_limit(tmp_path: Path, whole: dict[str, object]) -> None:

@@ -24,7 +24,7 @@ from onward.data.loader import Share, build_loader, order_seed
 from onward.data.order import EpochShuffle, LengthAwareSampler, LengthGroupedSampler, has_length, sample_lengths
 from onward.data.streams import Stream
 from onward.errors import DataError, MissingDependency, UsageError
-from onward.leaving import ignore_signals
+from onward.leaving import OutliveSignals, parse_signals
 from onward.loop.checks import check_dataset
 from onward.loop.compilation import with_few_lengths
 from onward.plan import RunLength, RunPlan, make_plan
@@ -38,7 +38,7 @@ def worker_options(args: Any) -> dict[str, Any]:
     """`DataLoader` options that the arguments set."""
     return {
         "num_workers": args.dataloader_num_workers,
-        "worker_init_fn": ignore_signals,
+        "worker_init_fn": OutliveSignals(parse_signals(option(args, "preemption_signals"))),
         # Without an accelerator there is nothing to pin for, and torch warns.
         "pin_memory": args.dataloader_pin_memory and torch.accelerator.is_available(),
         "persistent_workers": args.dataloader_persistent_workers,
