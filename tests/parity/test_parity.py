@@ -8,9 +8,11 @@ from .compare import differences
 from .harness import Pair
 from .scenarios import SCENARIOS
 from .scenarios.arguments import ARGUMENTS
+from .scenarios.drawn import COUNT, QUICK
 
+LONG = frozenset(f"drawn_{seed:03}" for seed in range(QUICK, COUNT))
 PARITY = [
-    pytest.param(name, marks=pytest.mark.scenarios(name), id=name)
+    pytest.param(name, marks=[pytest.mark.scenarios(name), *([pytest.mark.slow] if name in LONG else [])], id=name)
     for name in SCENARIOS
     if name not in ("another_seed", "every_argument")
 ]

@@ -5,6 +5,7 @@ from . import (  # noqa: F401  (they register themselves)
     combinations,
     customized,
     data,
+    drawn,
     evaluating,
     kinds,
     methods,
