@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--worker-start", help="fork, spawn or forkserver")
+    parser.add_argument("--persistent", action="store_true", help="keep the workers between epochs")
     parser.add_argument("--sleep", type=float, default=0.0)
     parser.add_argument("--exit-code", type=int, default=143)
     parser.add_argument("--max-seconds", type=float)
@@ -83,6 +84,7 @@ def main() -> None:
         eval_steps=3,
         dataloader_num_workers=options.workers,
         dataloader_multiprocessing_context=options.worker_start,
+        dataloader_persistent_workers=options.persistent,
         preemption_exit_code=options.exit_code,
         max_train_seconds=options.max_seconds,
         report_to="none",

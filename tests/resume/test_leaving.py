@@ -116,6 +116,13 @@ def test_a_run_that_fails_ends_with_its_loader_workers(when: str, way: str, tmp_
     assert output.rstrip().endswith("RuntimeError: failed as it was told to")
 
 
+def test_a_run_ends_though_its_trainer_still_has_loader_workers(tmp_path: Path) -> None:
+    process = start(tmp_path, "--workers", "2", "--persistent")
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert (tmp_path / "result-0.json").exists()
+
+
 class Commands(Dataset[int]):
     """Each sample is how a command ended that was told to."""
 
