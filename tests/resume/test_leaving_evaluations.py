@@ -74,6 +74,12 @@ def assert_goes_on_exactly(folder: Path, signals: Signals, *, step: int, **optio
     assert_equal(what_happened(again, again.train(resume_from_checkpoint=True).training_loss), wanted, "resumed")
 
 
+@pytest.mark.parametrize("event", ["on_epoch_begin", "on_substep_end"])
+def test_an_evaluation_at_the_start_is_not_done_again(event: str, tmp_path: Path) -> None:
+    options = {"eval_on_start": True, "eval_strategy": "steps", "eval_steps": 4, "gradient_accumulation_steps": 2}
+    assert_goes_on_exactly(tmp_path, Signals(event, 1), step=0, **options)
+
+
 def test_an_evaluation_at_the_start_is_done_by_the_resume(tmp_path: Path) -> None:
     options = {"eval_on_start": True, "eval_strategy": "steps", "eval_steps": 4}
     assert_goes_on_exactly(tmp_path, Signals("on_prediction_step", 2), step=0, **options)

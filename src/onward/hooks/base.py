@@ -99,6 +99,7 @@ class TrainerBase:
     _leaving: Leaving | None = None
     _saved_step: int | None = None
     _due_after_resume: dict[str, bool] | None = None
+    _evaluated_at_start: bool = False
     _micro_batch: int = 0
     _may_leave_evaluation: bool = False
     _micro_batch_weight: float = 1.0

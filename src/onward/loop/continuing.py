@@ -36,6 +36,7 @@ def record_of_loop(host: TrainerBase) -> dict[str, Any]:
         "total_loss": host._total_loss_scalar,
         "last_logged": host._globalstep_last_logged,
         "due": host._due_after_resume,
+        "evaluated_at_start": host._evaluated_at_start,
         "stopped_before": host.state.max_steps if host.control.should_training_stop else None,
         "figures": [_number(value) for value in host._step_figures],
         "feed": None if host.feed is None else host.feed.state_dict(),
@@ -167,6 +168,7 @@ def _restore_loop(host: TrainerBase, extra: dict[str, Any]) -> None:
     host._total_loss_scalar = extra["total_loss"]
     host._globalstep_last_logged = extra["last_logged"]
     host._due_after_resume = extra["due"]
+    host._evaluated_at_start = extra.get("evaluated_at_start", False)
     host._step_figures = StepFigures(*extra["figures"])
     if extra["feed"] is not None and host.feed is not None and not host.args.ignore_data_skip:
         host.feed.load_state_dict(extra["feed"], allow_mismatch=bool(option(host.args, "allow_resume_mismatch")))

@@ -91,9 +91,10 @@ def fit(host: TrainerBase, run: Run) -> None:
     host.control = host.callback_handler.on_train_begin(host.args, host.state, host.control)
     if run.search is not None:
         run.search()
-    if host.args.eval_on_start and host.state.global_step == 0:
+    if host.args.eval_on_start and host.state.global_step == 0 and not host._evaluated_at_start:
         _restore_rng(host, run)
         host._evaluate_at_start(run.model, run.trial, run.ignore_keys)
+        host._evaluated_at_start = True
     if run.is_over or host.state.global_step >= run.plan.max_steps:
         run.is_over = host.control.should_training_stop = True  # at most the end of an epoch is still due
     _make_up(host, run)

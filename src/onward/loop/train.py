@@ -195,6 +195,7 @@ def _start_state(host: TrainerBase, trial: Any) -> None:
     host._total_loss_scalar = 0.0
     host._globalstep_last_logged = 0
     host._saved_step = host._due_after_resume = None  # of an earlier call
+    host._evaluated_at_start = False
 
 
 def _prepare(host: TrainerBase, checkpoint: str | None) -> nn.Module:
