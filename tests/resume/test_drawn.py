@@ -1,10 +1,12 @@
-"""Settings and data drawn at random: a run resumed from any checkpoint ends as if it had never stopped."""
+"""Settings and data drawn at random: a run that stopped anywhere and was resumed ends as if it had not stopped."""
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from onward import TrainerCallback
+from onward.errors import Preempted
 from tests.drawn import drawn
 from tests.resume.data import (
     SIZE,
@@ -73,3 +77,50 @@ def test_resuming_from_two_checkpoints(seed: int, tmp_path: Path) -> None:
         loss = again.train(resume_from_checkpoint=True).training_loss
         assert_equal(what_happened(again, loss), wanted, f"{ways.arguments}, from {last.name}")
         shutil.rmtree(tmp_path / "resumed")
+
+
+EVENTS = (
+    "on_train_begin", "on_epoch_begin", "on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step",
+    "on_step_end", "on_log", "on_evaluate", "on_prediction_step", "on_save", "on_epoch_end",
+)  # fmt: skip
+
+
+class Counts(TrainerCallback):
+    """Counts events, and sends SIGTERM at one of them."""
+
+    def __init__(self, signal_at: int | None = None) -> None:
+        self.count, self.signal_at = 0, signal_at
+        for event in EVENTS:
+            setattr(self, event, self.happened)
+
+    def happened(self, *_: Any, **__: Any) -> None:
+        self.count += 1
+        if self.count == self.signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def late_signals() -> Iterator[None]:
+    """A signal that comes when all is trained is passed on, here to nobody."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_leaving_up_to_three_times(seed: int, tmp_path: Path, late_signals: None) -> None:
+    ways, counts, chance = scenario(COUNT + seed), Counts(), random.Random(seed)
+    trainer = ways.make(tmp_path / "whole")
+    trainer.add_callback(counts)
+    wanted = what_happened(trainer, trainer.train().training_loss)
+    places: list[int | None] = [chance.randint(1, counts.count // tries) for tries in (1, 2, 2)]
+    for tries, place in enumerate([*places, None]):
+        disturb()
+        again = ways.make(tmp_path / "left", resumed=tries > 0)
+        again.add_callback(Counts(place))
+        try:
+            loss = again.train(resume_from_checkpoint=tries > 0).training_loss
+            break
+        except Preempted:
+            continue
+    assert_equal(what_happened(again, loss), wanted, f"{ways.arguments}, left at events {places}")
