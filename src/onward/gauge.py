@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from onward.memory import lower_peak_rss, process_status
+from onward.memory import lower_peak_rss, process_status, read_entry
 
 _USABLE = 0.95
 """Part of a limit that may be planned with: batches differ, and memory comes in fragments."""
@@ -109,14 +109,6 @@ def _trim() -> None:
         trim(0)
 
 
-def _entry(path: Path, name: str) -> int:
-    """The number behind a name, at the begin of a line."""
-    for line in path.read_text().splitlines():
-        if line.startswith(f"{name} ") or line.startswith(f"{name}\t"):
-            return int(line.split()[1])
-    return 0
-
-
 def _own_limits() -> Iterator[tuple[int, int]]:
     """Limit and use of what this process has for itself."""
     import resource
@@ -130,8 +122,8 @@ def _own_limits() -> Iterator[tuple[int, int]]:
 def _shared_limits() -> Iterator[tuple[int, int]]:
     """Limit and use of the machine, and of each control group that this process is in."""
     machine = Path("/proc/meminfo")
-    total = _entry(machine, "MemTotal:") * 1024
-    yield total, total - _entry(machine, "MemAvailable:") * 1024
+    total = read_entry(machine, "MemTotal:") * 1024
+    yield total, total - read_entry(machine, "MemAvailable:") * 1024
     for folder in _control_groups(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup")):
         group = read_group(folder)
         if group is not None:
@@ -159,7 +151,7 @@ def read_group(folder: Path) -> tuple[int, int] | None:
             text = (folder / limit).read_text().strip()
             # Version 1 writes the largest number that there is for no limit.
             if text.isdigit() and int(text) < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-                return int(text), int((folder / used).read_text()) - _entry(folder / "memory.stat", droppable)
+                return int(text), int((folder / used).read_text()) - read_entry(folder / "memory.stat", droppable)
         except OSError:
             continue
     return None

@@ -100,10 +100,21 @@ _highest = 0
 def process_status(name: str) -> int:
     """Bytes that Linux gives under a name in this process's status, like ``VmRSS``; 0 where there is no such line."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        return read_entry(Path("/proc/self/status"), f"{name}:") * 1024
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
+
+
+def read_entry(path: Path, name: str) -> int:
+    """The number behind a name at the begin of a line of a file, 0 without such a line.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    for line in path.read_text().splitlines():
+        if line.startswith(f"{name} ") or line.startswith(f"{name}\t"):
+            return int(line.split()[1])
+    return 0
 
 
 def _usage_peak() -> int | None:

@@ -107,6 +107,14 @@ class StatefulStream(IterableDataset[dict[str, Tensor]]):
         self.at, self.loaded = state["at"], True
 
 
+class RewindingStream(StatefulStream):
+    """Stands at its beginning again when a pass has ended."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        yield from super().__iter__()
+        self.at, self.loaded = 0, False
+
+
 class SizedStream(Stream):
     """A stream that knows its length, and changes from epoch to epoch."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,20 @@ class ShortEpochs(TrainerCallback):
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_epoch_stop = state.global_step == self.begin + 2
+
+
+class Signals(TrainerCallback):
+    """Counts events, and sends SIGTERM at the n-th of them."""
+
+    def __init__(self, events: Iterable[str], number: int | None = None) -> None:
+        self.count, self.number = 0, number
+        for event in events:
+            setattr(self, event, self.happened)
+
+    def happened(self, *_: Any, **__: Any) -> None:
+        self.count += 1
+        if self.count == self.number:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class DrawsInEvaluation(Trainer):

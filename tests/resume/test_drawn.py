@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,23 +12,23 @@ from typing import Any
 
 import pytest
 
-from onward import TrainerCallback
 from onward.errors import Preempted
 from tests.drawn import drawn
+from tests.parity.record import EVENTS
 from tests.resume.data import (
     SIZE,
     Augmented,
     Deep,
     OngoingStream,
+    RewindingStream,
     SizedStatefulStream,
     SizedStream,
     StatefulStream,
     Stream,
     hf_stream,
 )
-from tests.resume.scenarios import Scenario, checkpoints, disturb, with_evaluation
-from tests.resume.test_exact import assert_equal, what_happened
-from tests.resume.test_passes import RewindingStream
+from tests.resume.scenarios import Scenario, Signals, checkpoints, disturb, with_evaluation
+from tests.resume.test_exact import assert_equal, assert_resumes, what_happened
 
 QUICK, COUNT = 16, 300
 INDEXED, SIZED, ENDLESS = "indexed", "sized", "endless"
@@ -70,33 +68,7 @@ def test_resuming_from_two_checkpoints(seed: int, tmp_path: Path) -> None:
     found = checkpoints(tmp_path / "whole")
     assert found
     for last in random.Random(seed).sample(found, min(2, len(found))):
-        disturb()
-        for checkpoint in found[: found.index(last) + 1]:  # the best one may be an earlier one
-            shutil.copytree(checkpoint, tmp_path / "resumed" / checkpoint.name)
-        again = ways.make(tmp_path / "resumed", resumed=True)
-        loss = again.train(resume_from_checkpoint=True).training_loss
-        assert_equal(what_happened(again, loss), wanted, f"{ways.arguments}, from {last.name}")
-        shutil.rmtree(tmp_path / "resumed")
-
-
-EVENTS = (
-    "on_train_begin", "on_epoch_begin", "on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step",
-    "on_step_end", "on_log", "on_evaluate", "on_prediction_step", "on_save", "on_epoch_end",
-)  # fmt: skip
-
-
-class Counts(TrainerCallback):
-    """Counts events, and sends SIGTERM at one of them."""
-
-    def __init__(self, signal_at: int | None = None) -> None:
-        self.count, self.signal_at = 0, signal_at
-        for event in EVENTS:
-            setattr(self, event, self.happened)
-
-    def happened(self, *_: Any, **__: Any) -> None:
-        self.count += 1
-        if self.count == self.signal_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+        assert_resumes(ways, found, last, wanted)
 
 
 @pytest.fixture
@@ -109,7 +81,7 @@ def late_signals() -> Iterator[None]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_leaving_up_to_three_times(seed: int, tmp_path: Path, late_signals: None) -> None:
-    ways, counts, chance = scenario(COUNT + seed), Counts(), random.Random(seed)
+    ways, counts, chance = scenario(COUNT + seed), Signals(EVENTS), random.Random(seed)
     trainer = ways.make(tmp_path / "whole")
     trainer.add_callback(counts)
     wanted = what_happened(trainer, trainer.train().training_loss)
@@ -117,7 +89,7 @@ def test_leaving_up_to_three_times(seed: int, tmp_path: Path, late_signals: None
     for tries, place in enumerate([*places, None]):
         disturb()
         again = ways.make(tmp_path / "left", resumed=tries > 0)
-        again.add_callback(Counts(place))
+        again.add_callback(Signals(EVENTS, place))
         try:
             loss = again.train(resume_from_checkpoint=tries > 0).training_loss
             break

@@ -32,6 +32,19 @@ def assert_equal(got: dict[str, Any], wanted: dict[str, Any], where: str) -> Non
         assert torch.equal(got["weights"][name], value), f"{where}: {name}"
 
 
+def assert_resumes(scenario: Scenario, found: list[Path], checkpoint: Path, wanted: dict[str, Any]) -> None:
+    """From one of the checkpoints `found` of the whole run."""
+    disturb()
+    # A copy, because a resumed run writes its later checkpoints beside the one it came from.
+    copy = checkpoint.parent.with_name("resumed") / checkpoint.name
+    for earlier in found[: found.index(checkpoint) + 1] if "best" in "".join(scenario.arguments) else [checkpoint]:
+        shutil.copytree(earlier, copy.parent / earlier.name)
+    again = scenario.make(copy.parent, resumed=True)
+    loss = again.train(resume_from_checkpoint=str(copy)).training_loss
+    assert_equal(what_happened(again, loss), wanted, f"{scenario.arguments}, from {checkpoint.name}")
+    shutil.rmtree(copy.parent)
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_resuming_from_every_checkpoint(name: str, tmp_path: Path) -> None:
     scenario: Scenario = SCENARIOS[name]
@@ -41,15 +54,7 @@ def test_resuming_from_every_checkpoint(name: str, tmp_path: Path) -> None:
     assert len(found) >= 2
     workers = scenario.arguments.get("dataloader_num_workers", 0)
     for checkpoint in found[:: 3 if workers else 1]:  # starting workers takes a while
-        disturb()
-        # A copy, because a resumed run writes its later checkpoints beside the one it came from.
-        copy = tmp_path / "resumed" / checkpoint.name
-        for earlier in found[: found.index(checkpoint) + 1] if "best" in "".join(scenario.arguments) else [checkpoint]:
-            shutil.copytree(earlier, copy.parent / earlier.name)
-        again = scenario.make(copy.parent, resumed=True)
-        loss = again.train(resume_from_checkpoint=str(copy)).training_loss
-        assert_equal(what_happened(again, loss), wanted, f"{name}, from {checkpoint.name}")
-        shutil.rmtree(copy.parent)
+        assert_resumes(scenario, found, checkpoint, wanted)
 
 
 def test_resuming_a_resumed_run(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +9,9 @@ import pytest
 
 from onward import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, get_last_checkpoint
 from onward.errors import Preempted
+from tests.resume.scenarios import Signals
 from tests.resume.test_exact import assert_equal, what_happened
 from tests.tiny import RegressionData, TinyRegression
-
-
-class Signals(TrainerCallback):
-    """Sends SIGTERM at the n-th of an event."""
-
-    def __init__(self, event: str, number: int) -> None:
-        self.left = number
-        setattr(self, event, self.count)
-
-    def count(self, *_: Any, **__: Any) -> None:
-        self.left -= 1
-        if not self.left:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Evaluates(TrainerCallback):
@@ -77,16 +63,16 @@ def assert_goes_on_exactly(folder: Path, signals: Signals, *, step: int, **optio
 @pytest.mark.parametrize("event", ["on_epoch_begin", "on_substep_end"])
 def test_an_evaluation_at_the_start_is_not_done_again(event: str, tmp_path: Path) -> None:
     options = {"eval_on_start": True, "eval_strategy": "steps", "eval_steps": 4, "gradient_accumulation_steps": 2}
-    assert_goes_on_exactly(tmp_path, Signals(event, 1), step=0, **options)
+    assert_goes_on_exactly(tmp_path, Signals([event], 1), step=0, **options)
 
 
 def test_an_evaluation_at_the_start_is_done_by_the_resume(tmp_path: Path) -> None:
     options = {"eval_on_start": True, "eval_strategy": "steps", "eval_steps": 4}
-    assert_goes_on_exactly(tmp_path, Signals("on_prediction_step", 2), step=0, **options)
+    assert_goes_on_exactly(tmp_path, Signals(["on_prediction_step"], 2), step=0, **options)
 
 
 def test_an_evaluation_of_a_callback_ends_before_the_run_is_left(tmp_path: Path) -> None:
-    assert_goes_on_exactly(tmp_path, Signals("on_prediction_step", 2), step=3)
+    assert_goes_on_exactly(tmp_path, Signals(["on_prediction_step"], 2), step=3)
 
 
 def test_patience_is_not_lost_twice_to_one_evaluation(tmp_path: Path) -> None:
@@ -96,7 +82,7 @@ def test_patience_is_not_lost_twice_to_one_evaluation(tmp_path: Path) -> None:
         "eval_dataset": {"one": RegressionData(8), "other": RegressionData(8, seed=1)},
         "metric_for_best_model": "eval_one_loss", "load_best_model_at_end": True,
     }  # fmt: skip
-    assert_goes_on_exactly(tmp_path, Signals("on_evaluate", 4), step=4, **options)
+    assert_goes_on_exactly(tmp_path, Signals(["on_evaluate"], 4), step=4, **options)
 
 
 def test_a_step_number_that_an_earlier_call_saved_is_not_saved_yet(tmp_path: Path) -> None:
@@ -104,7 +90,7 @@ def test_a_step_number_that_an_earlier_call_saved_is_not_saved_yet(tmp_path: Pat
     trainer.train()
     trainer.args.output_dir, trainer.args.save_strategy = str(tmp_path / "second"), "no"
     trainer.args.max_steps = 20
-    trainer.add_callback(Signals("on_step_begin", 10))
+    trainer.add_callback(Signals(["on_step_begin"], 10))
     with pytest.raises(Preempted):
         trainer.train()
     assert get_last_checkpoint(tmp_path / "second") is not None

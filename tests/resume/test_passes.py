@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from onward import TrainerCallback
-from tests.resume.data import StatefulStream, Stream
+from tests.parity.record import recorder
+from tests.resume.data import RewindingStream, Stream
 from tests.resume.scenarios import Scenario, checkpoints, disturb, with_evaluation
-from tests.resume.test_exact import assert_equal, what_happened
-
-
-class RewindingStream(StatefulStream):
-    """Stands at its beginning again when a pass has ended."""
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        yield from super().__iter__()
-        self.at, self.loaded = 0, False
-
+from tests.resume.test_exact import assert_equal, assert_resumes, what_happened
 
 SHORT_STEPS = {"max_steps": 7, "gradient_accumulation_steps": 4}  # of 4 and of 2 micro-batches
 SCENARIOS = {
@@ -42,25 +30,9 @@ def test_a_resume_at_the_end_of_a_pass(name: str, tmp_path: Path) -> None:
     scenario = SCENARIOS[name]
     trainer = scenario.make(tmp_path / "whole")
     wanted = what_happened(trainer, trainer.train().training_loss)
-    for checkpoint in checkpoints(tmp_path / "whole"):
-        disturb()
-        copy = shutil.copytree(checkpoint, tmp_path / "resumed" / checkpoint.name)
-        again = scenario.make(copy.parent, resumed=True)
-        loss = again.train(resume_from_checkpoint=str(copy)).training_loss
-        assert_equal(what_happened(again, loss), wanted, f"{name}, from {checkpoint.name}")
-        shutil.rmtree(copy.parent)
-
-
-class Events(TrainerCallback):
-    """Notes what happened."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def __getattribute__(self, name: str) -> Any:
-        if name.startswith("on_"):
-            return lambda *args, **kwargs: self.names.append(name)
-        return super().__getattribute__(name)
+    found = checkpoints(tmp_path / "whole")
+    for checkpoint in found:
+        assert_resumes(scenario, found, checkpoint, wanted)
 
 
 def test_a_finished_run_evaluates_and_saves_no_more(tmp_path: Path) -> None:
@@ -70,9 +42,9 @@ def test_a_finished_run_evaluates_and_saves_no_more(tmp_path: Path) -> None:
     wanted = what_happened(trainer, trainer.train().training_loss)
     drawn = torch.rand(3)
     disturb()
-    again, events = scenario.make(tmp_path, resumed=True), Events()
+    again, events = scenario.make(tmp_path, resumed=True), recorder(TrainerCallback)
     again.add_callback(events)
     loss = again.train(resume_from_checkpoint=True).training_loss
     assert_equal(what_happened(again, loss), wanted, "behind the end")
     assert torch.equal(torch.rand(3), drawn)
-    assert events.names == ["on_train_begin", "on_log", "on_train_end"]
+    assert [event["event"] for event in events.trace] == ["on_train_begin", "on_log", "on_train_end"]

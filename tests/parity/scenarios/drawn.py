@@ -28,8 +28,8 @@ def _lm(chance: random.Random, count: int) -> tuple[Any, Any, dict[str, Any], di
 
 
 def _dense(chance: random.Random, count: int) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
-    parts = {"eval_dataset": {"near": tokens(5, seed=1), "far": tokens(4, seed=2)}} if chance.random() < 0.5 else {}
-    return gpt2(), tokens(count), {"eval_dataset": tokens(6, seed=1), **parts}, {}
+    several = {"near": tokens(5, seed=1), "far": tokens(4, seed=2)}
+    return gpt2(), tokens(count), {"eval_dataset": several if chance.random() < 0.5 else tokens(6, seed=1)}, {}
 
 
 def _classes(chance: random.Random, count: int) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
